@@ -1,0 +1,137 @@
+"""The environment of tools/ is found, made and renewed as tools/_env.py says; the tools name what they cannot do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture
+def env(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """tools/_env.py on an empty checkout in tmp_path, outside every virtual environment."""
+    spec = spec_from_file_location("_env", root / "tools" / "_env.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_text(name)
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.setattr(sys, "prefix", sys.base_prefix)
+    return module
+
+
+@pytest.fixture
+def calls(env: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What _env would have done, in order: "make FOLDER", "install FOLDER"."""
+    calls: list[str] = []
+
+    def make(folder: Path) -> None:
+        calls.append(f"make {folder.name}")
+        _fake(folder)
+
+    monkeypatch.setattr(env, "_make", make)
+    monkeypatch.setattr(env, "_install", lambda folder: calls.append(f"install {folder.name}"))
+    return calls
+
+
+def _fake(folder: Path) -> Path:
+    """A folder that looks like a virtual environment."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.touch()
+    return python
+
+
+def test_without_an_environment_one_is_made_once(env: ModuleType, calls: list[str], tmp_path: Path) -> None:
+    assert env.ready() == env.ready() == tmp_path / ".venv" / "bin" / "python"
+    assert calls == ["make .venv", "install .venv"]
+
+
+@pytest.mark.parametrize("changed", ["pyproject.toml", "constraints.txt"])
+def test_changed_requirements_are_installed(env: ModuleType, calls: list[str], tmp_path: Path, changed: str) -> None:
+    env.ready()
+    (tmp_path / changed).write_text("something else")
+    env.ready()
+    env.ready()
+    assert calls == ["make .venv", "install .venv", "install .venv"]
+
+
+def test_an_activated_environment_is_used(
+    env: ModuleType, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    python = _fake(tmp_path / "mine")
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "mine"))
+    assert env.ready() == python
+    assert calls == ["install mine"]
+
+
+def test_a_failed_installation_is_tried_again(env: ModuleType, calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(env, "_install", lambda folder: sys.exit("no network"))
+    with pytest.raises(SystemExit, match="no network"):
+        env.ready()
+    monkeypatch.setattr(env, "_install", lambda folder: calls.append("install again"))
+    env.ready()
+    assert calls == ["make .venv", "install again"]
+
+
+def test_an_interpreter_that_has_the_checkout_is_used(
+    env: ModuleType, calls: list[str], root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(env, "ROOT", root)
+    assert env.ready() == Path(sys.executable)
+    assert calls == []
+
+
+def test_an_old_interpreter_is_told(env: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2, "final", 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"Python 3\.11 or newer is needed, this is 3\.9\.2"):
+        env.ready()
+
+
+def test_an_old_interpreter_finds_a_newer_one(env: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "python3.13").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "version_info", (3, 9, 2, "final", 0))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert env._base_python() == str(tmp_path / "python3.13")
+
+
+def _run(root: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environ = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHON": sys.executable, **variables}
+    return subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True)
+
+
+def test_the_demo_names_the_models_there_are(root: Path) -> None:
+    done = _run(root, "tools/demo", "nosuch")
+    assert done.returncode == 2
+    assert "digits_convbn.pt digits_preact.pt" in done.stderr
+
+
+def test_the_suite_runs_from_anywhere_and_hands_arguments_on(root: Path, tmp_path: Path) -> None:
+    done = _run(tmp_path, str(root / "tools" / "test"), "--collect-only", "-q", "tests/test_tools.py")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "test_the_demo_names_the_models_there_are" in done.stdout
+
+
+def test_accuracy_refuses_what_it_cannot_read(root: Path) -> None:
+    done = _run(root, sys.executable, "tools/accuracy", "README.md")
+    assert done.returncode == 2
+    assert "README.md: expected an existing file that ends in .pt, .pt2, .onnx" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_unchanged_accuracy(root: Path, tmp_path: Path) -> None:
+    done = _run(root, "tools/demo", "digits_preact", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.splitlines()[-3:]
+    assert [line.split()[0].rpartition(".")[2] for line in lines] == ["pt", "onnx", "pt2"]
+    assert all("355/359 correct" in line for line in lines)
