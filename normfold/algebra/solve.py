@@ -1,0 +1,162 @@
+"""Which affine layers can go: scales first, then shifts given the scales, each wish with rollback.
+
+An affine layer y = a x + c disappears exactly when ``s_x == s_y a`` and ``t_x == s_y c + t_y``; when only the first holds an
+addition is left.  Wishes are tried in the given order (greedy): a wish that contradicts what was granted before is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from normfold.algebra.ratios import Bools, Floats, Ints
+from normfold.algebra.system import System
+
+Verdict = Literal["deleted", "shift", "kept"]
+Stage = Literal["magnitude", "sign", "shift", ""]
+
+
+@dataclass(eq=False)
+class Wish:
+    """One affine layer as labels: arrays that broadcast against each other, one pair of unknowns an element.
+
+    unless: what holds when the layer stays as it is (a kept constant Mul cannot produce a shift, say): scale labels to pin to 1
+    and shift labels to pin to 0.
+    shift_form: the layer may be left as an addition.
+    tag: the caller's layer.
+    """
+
+    x_scale: Ints
+    y_scale: Ints
+    a: Floats
+    x_shift: Ints
+    y_shift: Ints
+    c: Floats
+    unless_scale: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    unless_shift: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    shift_form: bool = False
+    tag: Any = None
+
+
+@dataclass(eq=False)
+class Answer:
+    """What became of a wish; `stage` and `conflict` (a mask over the wish's elements) say where a refusal came from."""
+
+    verdict: Verdict = "kept"
+    stage: Stage = ""
+    conflict: Bools | None = None
+
+
+@dataclass
+class Solution:
+    """Values of all unknowns and an answer for every wish (same order)."""
+
+    scale: Floats
+    shift: Floats
+    answers: list[Answer]
+
+
+Guard = Callable[[Floats, Floats, list[Answer]], list[int]]
+"""Given scales, shifts and answers: the indices of granted wishes that must not be granted after all."""
+
+
+def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) -> Solution:
+    """Grant as many wishes as the order allows.
+
+    A wish that cannot be granted whole and has no shift form is dropped, and everything is solved again without it, so that the
+    gauges it had asked for do not linger.  The identity is always a solution, so this ends.
+    """
+    system.build()
+    start = system.mark()
+    answers = [Answer() for _ in wishes]
+    wanted = [True] * len(wishes)
+    whole = [True] * len(wishes)  # False: only the scale may be taken out
+    while True:
+        system.rollback(start)
+        _impose_kept(system, [wish for wish, want in zip(wishes, wanted, strict=True) if not want])
+        dropped: list[int] = []
+        for index, wish in enumerate(wishes):
+            if wanted[index]:
+                answers[index] = _grant_scale(system, wish)
+                if answers[index].verdict == "kept":
+                    dropped.append(index)
+        # A refused scale leaves no trace in the solvers, unless the layer restricts its surroundings when it stays.
+        if any(_restricts(wishes[index]) for index in dropped):
+            _drop(wanted, dropped)
+            continue
+        scale = system.magnitude.solution() * system.sign.solution()
+        failed: list[int] = []
+        for index, wish in enumerate(wishes):
+            if wanted[index] and answers[index].verdict != "kept":
+                conflict = _grant_shift(system, wish, scale) if whole[index] else None
+                if whole[index] and conflict is None:
+                    answers[index].verdict = "deleted"
+                elif wish.shift_form:
+                    answers[index] = Answer("shift", "shift", conflict if whole[index] else answers[index].conflict)
+                else:
+                    answers[index] = Answer("kept", "shift", conflict)
+                    failed.append(index)
+        if failed:
+            _drop(wanted, failed)
+            continue
+        for _, labels in sorted(system.wished_zeros, key=lambda item: item[0]):
+            system.shift.zero_where_possible(labels)
+        for wish, answer in zip(wishes, answers, strict=True):
+            if answer.verdict == "deleted":  # the constant goes into the layer before rather than into those behind
+                system.shift.zero_where_possible(wish.y_shift)
+        shift = system.shift.solution()
+        refused = guard(scale, shift, answers) if guard else []
+        if not refused:
+            return Solution(scale, shift, answers)
+        for index in refused:
+            if wishes[index].shift_form and whole[index]:
+                whole[index] = False
+            else:
+                answers[index] = Answer("kept", "")
+                wanted[index] = False
+
+
+def _drop(wanted: list[bool], indices: list[int]) -> None:
+    for index in indices:
+        wanted[index] = False
+
+
+def _restricts(wish: Wish) -> bool:
+    return bool(wish.unless_scale.size or wish.unless_shift.size)
+
+
+def _impose_kept(system: System, wishes: Sequence[Wish]) -> None:
+    scales = np.concatenate([np.zeros(0, dtype=np.int64), *(wish.unless_scale.ravel() for wish in wishes)])
+    shifts = np.concatenate([np.zeros(0, dtype=np.int64), *(wish.unless_shift.ravel() for wish in wishes)])
+    if scales.size:
+        system.magnitude.join(scales, np.zeros_like(scales))
+        system.sign.join(scales, np.zeros_like(scales))
+    if shifts.size:
+        system.shift.add(shifts[:, None], np.ones((shifts.size, 1)), np.zeros(shifts.size))
+
+
+def _grant_scale(system: System, wish: Wish) -> Answer:
+    mark = system.mark()
+    conflict = system.magnitude.join(wish.x_scale, wish.y_scale, np.abs(wish.a))
+    if conflict is None:
+        conflict = system.sign.join(wish.x_scale, wish.y_scale, np.sign(wish.a))
+        if conflict is None:
+            return Answer("shift")
+        system.rollback(mark)
+        return Answer("kept", "sign", conflict)
+    system.rollback(mark)
+    return Answer("kept", "magnitude", conflict)
+
+
+def _grant_shift(system: System, wish: Wish, scale: Floats) -> Bools | None:
+    arrays = np.broadcast_arrays(wish.x_shift, wish.y_shift, scale[wish.y_scale] * wish.c)
+    x, y, rhs = (array.ravel() for array in arrays)
+    mark = system.shift.mark()
+    conflict = system.shift.add(np.stack([x, y], axis=1), np.broadcast_to(np.array([1.0, -1.0]), (x.size, 2)), rhs)
+    if conflict is not None:
+        system.shift.rollback(mark)
+        return conflict.reshape(arrays[0].shape)
+    return None

@@ -1,0 +1,154 @@
+"""The unknowns of one graph and the hard constraints between them.
+
+Every tensor v is stored as ``v' = s v + t`` with one unknown s and one unknown t for each label (see labels.py).  This module
+collects what the operations demand of them; `build` turns the collection into the two solvers.  Every demand remembers who made it,
+so that a refusal can name its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from normfold.algebra.offsets import Offsets
+from normfold.algebra.ratios import Floats, Ints, Ratios
+
+
+class Demand(NamedTuple):
+    """Labels that somebody restricted.  code: a stable reason; subject: the op or value that asks."""
+
+    labels: Ints
+    code: str
+    subject: str
+
+
+class System:
+    """Scale unknowns (magnitude and sign apart) and shift unknowns; unknown 0 of each is pinned to 1 and 0.
+
+    Signs are a second, binary union-find: an op like ReLU demands s > 0 without saying anything of the magnitude.
+    """
+
+    def __init__(self) -> None:
+        self.scale_count = self.shift_count = 1
+        self.scale_pins: list[Demand] = []
+        self.positive: list[Demand] = []
+        self.shift_zeros: list[Demand] = []
+        self.wished_zeros: list[tuple[int, Ints]] = []
+        self._joins: list[tuple[Ints, Ints]] = []
+        self._sums: list[tuple[Ints, Floats]] = []
+        self._links: Ratios | None = None
+        self.magnitude = Ratios(1)
+        self.sign = Ratios(1)
+        self.shift = Offsets(1)
+
+    # ---- collecting -----------------------------------------------------------------------------------------------
+
+    def new_scales(self, shape: Sequence[int]) -> Ints:
+        """Fresh scale labels of the given shape."""
+        first, self.scale_count = self.scale_count, self.scale_count + int(np.prod(shape))
+        return np.arange(first, self.scale_count).reshape(shape)
+
+    def new_shifts(self, shape: Sequence[int]) -> Ints:
+        """Fresh shift labels of the given shape."""
+        first, self.shift_count = self.shift_count, self.shift_count + int(np.prod(shape))
+        return np.arange(first, self.shift_count).reshape(shape)
+
+    def pin_scale(self, labels: Ints, code: str, subject: str) -> None:
+        """Demand s == 1."""
+        self.scale_pins.append(Demand(labels, code, subject))
+
+    def join_scale(self, a: Ints, b: Ints) -> None:
+        """Demand equal scales (arrays broadcast)."""
+        if not np.array_equal(a, b):
+            self._joins.append((a, b))
+
+    def demand_positive(self, labels: Ints, subject: str) -> None:
+        """Demand s > 0."""
+        self.positive.append(Demand(labels, "sign", subject))
+
+    def zero_shift(self, labels: Ints, code: str, subject: str) -> None:
+        """Demand t == 0."""
+        self.shift_zeros.append(Demand(labels, code, subject))
+
+    def wish_zero_shift(self, labels: Ints, priority: int) -> None:
+        """Prefer t == 0 where nothing else is asked; lower priority numbers are served first."""
+        self.wished_zeros.append((priority, labels))
+
+    def sum_shifts(self, total: Ints, parts: Sequence[tuple[float, Ints]]) -> None:
+        """Demand ``t[total] == sum(coef * t[part])`` (arrays broadcast)."""
+        shape = np.broadcast_shapes(total.shape, *(part.shape for _, part in parts))
+        columns = [np.broadcast_to(item, shape).ravel() for item in (total, *(part for _, part in parts))]
+        coefs = np.array([1.0] + [-coef for coef, _ in parts])
+        term = np.stack(columns, axis=1)
+        self._sums.append((term, np.broadcast_to(coefs, term.shape)))
+
+    # ---- solving --------------------------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Apply every hard constraint.  They hold for the identity gauge, so they never contradict each other."""
+        for ratios in (self.magnitude, self.sign):
+            ratios.grow(self.scale_count)
+        self.shift.grow(self.shift_count)
+        for a, b in (_flat(a, b) for a, b in self._joins):
+            self.magnitude.join(a, b)
+            self.sign.join(a, b)
+        pins = _gather(demand.labels for demand in self.scale_pins)
+        self.magnitude.join(pins, np.zeros_like(pins))
+        positive = np.concatenate([pins, _gather(demand.labels for demand in self.positive)])
+        self.sign.join(positive, np.zeros_like(positive))
+        zeros = _gather(demand.labels for demand in self.shift_zeros)
+        for term, _ in self._sums:
+            self.shift.prefer(term)
+        if zeros.size:
+            self.shift.add(zeros[:, None], np.ones((zeros.size, 1)), np.zeros(zeros.size))
+        for width in sorted({term.shape[1] for term, _ in self._sums}):
+            group = [(term, coef) for term, coef in self._sums if term.shape[1] == width]
+            term, coef = (np.concatenate(part) for part in zip(*group, strict=True))
+            self.shift.add(term, coef, np.zeros(term.shape[0]))
+
+    def mark(self) -> tuple[int, int, int]:
+        """A point to roll back to."""
+        return self.magnitude.mark(), self.sign.mark(), self.shift.mark()
+
+    def rollback(self, mark: tuple[int, int, int]) -> None:
+        """Forget everything demanded since `mark`."""
+        self.magnitude.rollback(mark[0])
+        self.sign.rollback(mark[1])
+        self.shift.rollback(mark[2])
+
+    # ---- explaining -----------------------------------------------------------------------------------------------
+
+    def pins_near(self, labels: Ints) -> list[Demand]:
+        """Scale pins that reach `labels` through hard constraints alone (not through layers that were deleted)."""
+        return self._near(labels, self.scale_pins)
+
+    def positives_near(self, labels: Ints) -> list[Demand]:
+        """Sign demands that reach `labels` through hard constraints alone."""
+        return self._near(labels, self.positive)
+
+    def _near(self, labels: Ints, demands: list[Demand]) -> list[Demand]:
+        if self._links is None:
+            self._links = Ratios(self.scale_count)
+            for a, b in (_flat(a, b) for a, b in self._joins):
+                self._links.join(a, b)
+        roots, _ = self._links.find(np.unique(labels))
+        return [demand for demand in demands if np.isin(self._links.find(demand.labels.ravel())[0], roots[roots > 0]).any()]
+
+    def zeros_at(self, labels: Ints) -> list[Demand]:
+        """Zero-shift demands made on one of `labels` itself."""
+        wanted = np.unique(labels)
+        return [demand for demand in self.shift_zeros if np.isin(demand.labels, wanted[wanted > 0]).any()]
+
+
+def _flat(a: Ints, b: Ints) -> tuple[Ints, Ints]:
+    a, b = np.broadcast_arrays(a, b)
+    return a.ravel(), b.ravel()
+
+
+def _gather(arrays: Iterable[Ints]) -> Ints:
+    """Every label in `arrays` once, without the pinned 0."""
+    parts = [np.unique(array) for array in arrays]
+    joined = np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.int64)
+    return joined[joined > 0]

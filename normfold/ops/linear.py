@@ -1,0 +1,168 @@
+"""Conv, ConvTranspose, Gemm and MatMul by a constant: they absorb any gauge of their input and produce any of their output."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from normfold.algebra import absorb
+from normfold.graph import Graph, Node, Value
+from normfold.ops.regauge import Regauge
+from normfold.ops.rule import OpRule
+from normfold.ops.wiring import Wiring, is_foldable
+
+
+def zero_padded(node: Node) -> bool:
+    """True unless the window provably never leaves the input."""
+    if node.attrs.get("auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):
+        return True
+    return any(pad != 0 for pad in node.attrs.get("pads", ()))
+
+
+def _foldable(node: Node, graph: Graph, weight: int = 1, bias: int = 2) -> bool:
+    if not is_foldable(node.input(weight), graph):
+        return False
+    return node.input(bias) is None or is_foldable(node.input(bias), graph)
+
+
+def _wire_conv(node: Node, w: Wiring) -> None:
+    x, weight, y = node.inputs[0], node.inputs[1], node.output
+    if x is None or weight is None or not _foldable(node, w.graph) or not w.along_only(x, 1):
+        return w.pin_node(node)
+    if node.kind == "ConvTranspose":
+        # Even without padding a constant input gives one output per phase and border.
+        w.zero_shift(x, "transposed-conv", node)
+    elif zero_padded(node):
+        w.zero_shift(x, "zero-padding", node)
+    w.set_fresh(y, (1,))
+    w.weight(weight, node, x, y)
+    return None
+
+
+def _absorb_conv(node: Node, g: Regauge) -> None:
+    weight, groups = _constant(node, 1), int(node.attrs.get("group", 1))
+    gauges = g.ends(_input(node), node.output, weight.shape[1] * groups, weight.shape[0])
+    bias = _constant(node, 2) if node.input(2) is not None else np.zeros(weight.shape[0])
+    like = node.inputs[1]
+    assert like is not None
+    g.replace(node, 1, absorb.conv_weight(weight, gauges, groups))
+    g.set_bias(node, 2, absorb.conv_bias(weight, bias, gauges, groups), like)
+
+
+def _absorb_conv_transpose(node: Node, g: Regauge) -> None:
+    weight, groups = _constant(node, 1), int(node.attrs.get("group", 1))
+    outputs = weight.shape[1] * groups
+    gauges = g.ends(_input(node), node.output, weight.shape[0], outputs)
+    bias = _constant(node, 2) if node.input(2) is not None else np.zeros(outputs)
+    like = node.inputs[1]
+    assert like is not None
+    g.replace(node, 1, absorb.conv_transpose_weight(weight, gauges, groups))
+    g.set_bias(node, 2, gauges.s_y * bias + gauges.t_y, like)
+
+
+def _wire_gemm(node: Node, w: Wiring) -> None:
+    x, weight, y = node.inputs[0], node.inputs[1], node.output
+    rank = x.rank if x is not None else None
+    scaled_away = node.attrs.get("beta", 1.0) == 0.0 or node.attrs.get("alpha", 1.0) == 0.0
+    if x is None or weight is None or rank is None or not _foldable(node, w.graph) or weight.rank != 2 or scaled_away:
+        return w.pin_node(node)
+    features = rank - 2 if node.attrs.get("transA", 0) else rank - 1
+    if not w.along_only(x, features):
+        return w.pin_node(node)
+    w.set_fresh(y, (y.rank - 1 if y.rank else 0,))
+    w.weight(weight, node, x, y)
+    return None
+
+
+def _absorb_gemm(node: Node, g: Regauge) -> None:
+    alpha, beta = float(node.attrs.get("alpha", 1.0)), float(node.attrs.get("beta", 1.0))
+    stored = _constant(node, 1)
+    weight = stored.T if node.attrs.get("transB", 0) else stored
+    gauges = g.ends(_input(node), node.output, *weight.shape)
+    folded = absorb.matrix(weight, gauges)
+    offset = absorb.matrix_offset(alpha * weight, gauges)
+    bias = _constant(node, 2) if node.input(2) is not None else np.zeros(weight.shape[1])
+    like = node.inputs[1]
+    assert like is not None
+    g.replace(node, 1, folded.T if node.attrs.get("transB", 0) else folded)
+    if np.any(offset != 0.0):
+        g.set_bias(node, 2, gauges.s_y * bias + offset / beta, like)
+    elif node.input(2) is not None:
+        g.set_bias(node, 2, gauges.s_y * bias, like)
+
+
+def _matmul_ends(node: Node, graph: Graph) -> tuple[Value, Value, bool] | None:
+    """(data, weight, weight on the right) of a MatMul by a constant matrix."""
+    left, right = node.inputs
+    if left is not None and is_foldable(right, graph) and right is not None and right.rank == 2 and left.const is None:
+        return left, right, True
+    if right is not None and is_foldable(left, graph) and left is not None and left.rank == 2 and right.const is None:
+        return (right, left, False) if (right.rank or 0) >= 2 else None
+    return None
+
+
+def _wire_matmul(node: Node, w: Wiring) -> None:
+    ends, y = _matmul_ends(node, w.graph), node.output
+    if ends is None:
+        return w.pin_node(node)
+    x, weight, on_right = ends
+    back = 1 if on_right else 2
+    if x.rank is None or y.rank is None or not w.along_only(x, x.rank - back):
+        return w.pin_node(node)
+    w.set_fresh(y, (y.rank - back,))
+    w.weight(weight, node, x, y)
+    if y.captured:  # a sub-graph reads it by name: no Add can come between
+        w.zero_shift(x, "captured", node)
+    # It has no bias of its own: a shift costs an Add.
+    for value in (x, y):
+        if w.insert_nodes:
+            w.system.wish_zero_shift(w.of(value).shift, 1)
+        else:
+            w.zero_shift(value, "needs-bias", node)
+    return None
+
+
+def _absorb_matmul(node: Node, g: Regauge) -> None:
+    ends = _matmul_ends(node, g.graph)
+    assert ends is not None
+    x, like, on_right = ends
+    stored = like.const.float64() if like.const is not None else np.zeros((0, 0))
+    weight = stored if on_right else stored.T
+    gauges = g.ends(x, node.output, *weight.shape)
+    folded, offset = absorb.matrix(weight, gauges), absorb.matrix_offset(weight, gauges)
+    g.replace(node, 1 if on_right else 0, folded if on_right else folded.T)
+    if np.any(offset != 0.0):
+        _add_behind(node, offset if on_right else offset[:, None], like, g)
+
+
+def _add_behind(node: Node, offset: absorb.Floats, like: Value, g: Regauge) -> None:
+    """Put ``Add(y, offset)`` behind `node`; the sum takes over the readers (a rank-1 bias fuses into Gemm in most runtimes)."""
+    graph, y = g.graph, node.output
+    total = graph.value(f"{y.name}_biased", y.shape, y.dtype)
+    graph.replace_uses(y, total)
+    graph.outputs = [total if value is y else value for value in graph.outputs]
+    bias = graph.derived(like, offset, suffix="bias")
+    bias.param = ""
+    g.inserted.append(graph.insert_after(node, Node("Add", [y, bias], [total], name=f"{node.name}_bias", module=node.module)))
+    g.moved[y] = (total, offset)
+    g.stands_for[total] = y
+    g.changed.setdefault(node, []).append(f"{like.param or like.name} (new bias Add)")
+
+
+def _input(node: Node) -> Value:
+    value = node.inputs[0]
+    assert value is not None
+    return value
+
+
+def _constant(node: Node, slot: int) -> absorb.Floats:
+    value = node.inputs[slot]
+    assert value is not None and value.const is not None
+    return value.const.float64()
+
+
+RULES = (
+    OpRule("Conv", _wire_conv, _absorb_conv),
+    OpRule("ConvTranspose", _wire_conv, _absorb_conv_transpose),
+    OpRule("Gemm", _wire_gemm, _absorb_gemm),
+    OpRule("MatMul", _wire_matmul, _absorb_matmul),
+)

@@ -1,0 +1,84 @@
+"""The other end of the label phase: gauges are known, constants take them up."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+
+from normfold.algebra.absorb import Gauges
+from normfold.algebra.labels import Labels
+from normfold.algebra.ratios import Floats
+from normfold.graph import Array, Graph, Node, Value
+from normfold.ops.wiring import Wiring
+
+
+class Regauge:
+    """Scale and shift of every value, and the edits that put them into constants.
+
+    changed: parameter names that were replaced, by node.
+    inserted: nodes put in.
+    stands_for: an inserted value -> the value of the old graph whose regauged form it is.
+    moved: a value whose regauged form is now made by an inserted Add -> (that form, what the Add adds).
+    """
+
+    def __init__(self, wiring: Wiring, scale: Floats, shift: Floats) -> None:
+        self.graph: Graph = wiring.graph
+        self._wiring = wiring
+        self._scale, self._shift = scale, shift
+        self._made: dict[tuple[int, bytes], Value] = {}
+        self.changed: dict[Node, list[str]] = {}
+        self.inserted: list[Node] = []
+        self.stands_for: dict[Value, Value] = {}
+        self.moved: dict[Value, tuple[Value, Floats]] = {}
+
+    def labels(self, value: Value) -> Labels:
+        return self._wiring.of(value)
+
+    def scale(self, value: Value) -> Floats:
+        """s of `value`, broadcastable to its shape."""
+        return self._scale[self.labels(value).scale]
+
+    def shift(self, value: Value) -> Floats:
+        """t of `value`, broadcastable to its shape."""
+        return self._shift[self.labels(value).shift]
+
+    def is_identity(self, value: Value) -> bool:
+        return bool(np.all(self.scale(value) == 1.0) and np.all(self.shift(value) == 0.0))
+
+    def touches(self, node: Node) -> bool:
+        """True when something that `node` reads or writes changed its gauge."""
+        return any(v is not None and v.const is None and not self.is_identity(v) for v in (*node.inputs, *node.outputs))
+
+    def channels(self, value: Value, size: int) -> tuple[Floats, Floats]:
+        """(s, t) of `value` along its one varying axis, each of shape [size]."""
+        return np.broadcast_to(self.scale(value).ravel(), (size,)), np.broadcast_to(self.shift(value).ravel(), (size,))
+
+    def ends(self, x: Value, y: Value, inputs: int, outputs: int) -> Gauges:
+        """Gauges of a layer between the `inputs` channels of x and the `outputs` channels of y."""
+        return Gauges(*self.channels(x, inputs), *self.channels(y, outputs))
+
+    def replace(self, node: Node, slot: int, array: Array) -> None:
+        """Give `node` a new float64 constant at `slot`; equal replacements of one shared constant stay shared."""
+        old = node.inputs[slot]
+        assert old is not None and old.const is not None
+        if array.shape == old.const.shape and np.array_equal(array, old.const.float64(), equal_nan=True):
+            return
+        shared = len(old.uses) > 1
+        key = (id(old), hashlib.blake2b(np.ascontiguousarray(array)).digest() if shared else b"")
+        new = self._made.get(key)
+        if new is None or not shared:
+            new = self.graph.derived(old, np.ascontiguousarray(array))
+            self._made[key] = new
+        self.graph.set_input(node, slot, new)
+        self.changed.setdefault(node, []).append(old.param or old.name)
+
+    def set_bias(self, node: Node, slot: int, array: Array, like: Value) -> None:
+        """Replace the bias of `node` at `slot`, or give it one (named after the weight `like`)."""
+        if node.input(slot) is not None:
+            self.replace(node, slot, array)
+        elif np.any(array != 0.0):
+            value = self.graph.derived(like, array, suffix="bias")
+            value.param = ""
+            self.graph.set_input(node, slot, value)
+            self.changed.setdefault(node, []).append(f"{like.param or like.name} (new bias)")

@@ -1,0 +1,6 @@
+"""Rewrites that keep the function: one structural change, one file; see `normfold.rewrites.rewrite`."""
+
+from normfold.rewrites.registry import rewrites
+from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
+
+__all__ = ["Fate", "Policy", "Rewrite", "Rewritten", "rewrites"]

@@ -1,0 +1,241 @@
+"""affine: every constant per-channel affine layer is moved until linear layers absorb it.
+
+    x -> BatchNorm -> y            x' = s_x x + t_x  (made by the layers before)
+                          becomes  ... and y' = s_y y + t_y is the same tensor
+
+Every tensor v gets a gauge: the new graph stores v' = s v + t, with s, t constant per channel.  A layer y = a x + c is deleted
+exactly when s_x = s_y a and t_x = s_y c + t_y; with only the first an addition is left.  All gauges are solved together
+(normfold.algebra), under the demands of every operation (normfold.ops), and then absorbed by the constants in float64.
+
+Source: generalises Yvinec et al., "To Fold or Not to Fold" (IJCAI 2022, arXiv 2203.14646) and Jacob et al. 2018, section 3.2.
+It does not touch layers that take statistics at run time, and inserts no border maps for zero-padded convolutions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+import numpy as np
+
+from normfold.algebra.ratios import Floats
+from normfold.algebra.solve import Answer, Solution, solve
+from normfold.graph import Gauge, Graph, Node, Value
+from normfold.ops import op_rules
+from normfold.ops.regauge import Regauge
+from normfold.ops.wiring import AffineLayer, Wiring
+from normfold.record import Applied, Refusal
+from normfold.rewrites.ranges import out_of_range
+from normfold.rewrites.refusals import REFUSALS, explain
+from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
+
+GUARD = 64.0  # |t| / (|s| rms(x)) beyond this costs other readers of x six bits or more
+
+
+def run(graph: Graph, policy: Policy) -> Rewritten:
+    """Move affine layers as far as `policy` allows; `graph` itself is not changed."""
+    barred: dict[str, Refusal] = {}
+    while True:
+        twin = graph.clone()
+        wiring = Wiring(twin, {kind: rule.wire for kind, rule in op_rules().items()}, insert_nodes=policy.insert_nodes)
+        plan = _Plan(wiring, policy, barred)
+        regauge = Regauge(wiring, plan.solution.scale, plan.solution.shift)
+        plan.absorb(regauge)
+        broken = out_of_range(regauge)
+        if not broken:
+            return plan.finish(regauge)
+        # A constant left the range of its stored type: the layers that ask for it stay, and everything is solved again.
+        blamed = plan.layers_asking_for(broken)
+        if not blamed:
+            return Rewritten(graph)
+        barred.update({layer.y.name: REFUSALS["range"] for layer in blamed})
+
+
+class _Plan:
+    """One attempt: wishes, their solution, and the edits that follow from it."""
+
+    def __init__(self, wiring: Wiring, policy: Policy, barred: dict[str, Refusal]) -> None:
+        self.wiring, self.graph = wiring, wiring.graph
+        self.refused: dict[AffineLayer, Refusal] = {}
+        wanted: list[AffineLayer] = []
+        left: list[AffineLayer] = []
+        for layer in wiring.layers:
+            refusal = barred.get(layer.y.name) or _not_wanted(layer, self.graph, policy)
+            if refusal is None:
+                wanted.append(layer)
+            else:
+                self.refused[layer] = refusal
+                left.append(layer)
+        wanted.sort(key=lambda layer: (layer.kind != "norm", -_elements(layer.y)))
+        for layer in left:
+            wiring.system.pin_scale(layer.unless_scale, "kept", layer.node.label)
+            wiring.system.zero_shift(layer.unless_shift, "kept", layer.node.label)
+        self.layers = wanted
+        self.guarded: set[AffineLayer] = set()
+        self.solution: Solution = solve(wiring.system, [wiring.wish(layer) for layer in wanted], self._guard)
+        self.fate = dict(zip(wanted, self.solution.answers, strict=True))
+
+    def _guard(self, scale: Floats, shift: Floats, answers: list[Answer]) -> list[int]:
+        """Deleted layers that shift a tensor with other readers so far that those lose bits."""
+        labels = {layer: self.wiring.of(layer.x) for layer in self.layers}
+        refused: list[int] = []
+        for index, (layer, answer) in enumerate(zip(self.layers, answers, strict=True)):
+            if answer.verdict != "deleted" or layer.rms is None or len(layer.x.uses) < 2:
+                continue
+            s, t = scale[labels[layer].scale], shift[labels[layer].shift]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                if np.any((t != 0) & ~(np.abs(t) <= GUARD * np.abs(s) * layer.rms)):
+                    refused.append(index)
+                    self.guarded.add(layer)
+        return refused
+
+    def absorb(self, regauge: Regauge) -> None:
+        """Put the gauges into the constants of every node that stays."""
+        gone = {layer.node for layer, answer in self.fate.items() if answer.verdict != "kept"}
+        for node in list(self.graph.nodes):
+            rule = op_rules().get(node.kind)
+            if rule is not None and rule.absorb is not None and node not in gone and regauge.touches(node):
+                rule.absorb(node, regauge)
+
+    def layers_asking_for(self, nodes: list[Node]) -> list[AffineLayer]:
+        """Granted layers whose scales are tied to those around `nodes`."""
+        values = [v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None and v.const is None]
+        roots = {int(root) for v in values for root in self.wiring.system.magnitude.find(self.wiring.of(v).scale.ravel())[0]}
+        asking: list[AffineLayer] = []
+        for layer, answer in self.fate.items():
+            own, _ = self.wiring.system.magnitude.find(self.wiring.of(layer.x).scale.ravel())
+            if answer.verdict != "kept" and not roots.isdisjoint(own.tolist()):
+                asking.append(layer)
+        return asking
+
+    def finish(self, regauge: Regauge) -> Rewritten:
+        """Delete what can go, leave additions, record gauges, name values."""
+        result = Rewritten(self.graph)
+        for layer in self.wiring.layers:
+            answer = self.fate.get(layer)
+            verdict = answer.verdict if answer is not None else "kept"
+            fate = Fate(layer.y.name, verdict)
+            if verdict == "deleted":
+                fate.into = _absorbers(layer, regauge, self.wiring)
+                result.applied.append(Applied("affine", layer.node.label, f"deleted into {', '.join(fate.into) or 'nothing'}"))
+            elif answer is not None:
+                guarded = layer in self.guarded and answer.stage in ("", "shift")
+                fate.refusal = REFUSALS["precision"] if guarded else explain(layer, answer, self.wiring)
+            else:
+                fate.refusal = self.refused[layer]
+            if verdict == "shift":
+                result.applied.append(Applied("affine", layer.node.label, "reduced to an addition"))
+            result.fates.append(fate)
+        promises = {value: _promises(value, regauge) for value in self.graph.values() if value.rank is not None}
+        for layer, answer in self.fate.items():
+            if answer.verdict == "shift":
+                _leave_addition(layer, regauge)
+        merged: dict[Value, list[Value]] = {}
+        order = {node: position for position, node in enumerate(self.graph.nodes)}
+        deleted = sorted((la for la, answer in self.fate.items() if answer.verdict == "deleted"), key=lambda la: order[la.node])
+        for layer in deleted:
+            source = self.graph.bypass(layer.node, layer.slot)
+            merged.setdefault(source, []).extend([layer.y, *merged.pop(layer.y, [])])
+        _settle_names(self.graph, promises, merged, regauge)
+        result.inserted = dict(Counter("Add" for _ in regauge.inserted))
+        self.graph.validate()
+        return result
+
+
+def _not_wanted(layer: AffineLayer, graph: Graph, policy: Policy) -> Refusal | None:
+    """Why a layer is not even tried."""
+    if policy.keep(layer.node.label):
+        return REFUSALS["asked-to-keep"]
+    if layer.y.captured:
+        return REFUSALS["captured"]
+    if graph.is_output(layer.y) and (layer.x.producer is None or graph.is_fixed(layer.x)):
+        return REFUSALS["output-is-input"]
+    if not layer.a.all():
+        return REFUSALS["zero-gamma"]
+    if policy.objective == "latency" and _is_sum_branch(layer):
+        return REFUSALS["branch-of-sum"]
+    return None
+
+
+def _is_sum_branch(layer: AffineLayer) -> bool:
+    """A BN that is a branch of a sum and does not follow a linear layer of its own: runtimes fuse the sum into its conv form."""
+    sums = any(use.node.kind in ("Add", "Sum") and len(use.node.inputs) > 1 for use in layer.y.uses)
+    producer = layer.x.producer
+    absorbs = producer is not None and producer.kind in ("Conv", "ConvTranspose", "Gemm", "MatMul") and len(layer.x.uses) == 1
+    return layer.kind == "norm" and sums and not absorbs
+
+
+def _elements(value: Value) -> int:
+    """Elements of a tensor with symbolic sizes counted as one: the order in which deletions are tried."""
+    return int(np.prod([dim for dim in value.shape or () if isinstance(dim, int)], dtype=np.int64))
+
+
+def _absorbers(layer: AffineLayer, regauge: Regauge, wiring: Wiring) -> list[str]:
+    """Names of the parameters next to the layer that took it up, through operations that only carry it."""
+    names: list[str] = []
+    others = {other.node for other in wiring.layers}
+    queue: deque[Value] = deque([layer.x, layer.y])
+    seen: set[Node] = {layer.node}
+    while queue and len(seen) < 200:
+        value = queue.popleft()
+        if wiring.of(value).pinned or regauge.is_identity(value):
+            continue
+        for node in ([value.producer] if value.producer is not None else []) + [use.node for use in value.uses]:
+            if node in seen:
+                continue
+            seen.add(node)
+            if node in regauge.changed:
+                names += [name for name in regauge.changed[node] if name not in names]
+            elif node not in others:
+                queue.extend(v for v in (*node.inputs, *node.outputs) if v is not None and v.const is None)
+    return names
+
+
+def _promises(value: Value, regauge: Regauge) -> tuple[Gauge, ...]:
+    """What the regauged value is, in terms of the values of the captured graph."""
+    s, t = regauge.scale(value), regauge.shift(value)
+    before = value.gauges or (Gauge(value.name, np.ones(()), np.zeros(())),)
+    return tuple(Gauge(gauge.original, s * gauge.scale, s * gauge.shift + t) for gauge in before)
+
+
+def _leave_addition(layer: AffineLayer, regauge: Regauge) -> None:
+    """Replace a layer whose scale is gone by ``y' = x' + (s_y c + t_y - t_x)``."""
+    graph, node = regauge.graph, layer.node
+    x, beta = node.inputs[layer.slot], node.inputs[2]
+    assert x is not None and beta is not None
+    constant = regauge.scale(layer.y) * layer.c + regauge.shift(layer.y) - regauge.shift(layer.x)
+    shift = graph.derived(beta, constant.reshape(constant.shape[1:]), suffix="shift")
+    output = graph.value(f"{layer.y.name}_shift", layer.y.shape, layer.y.dtype)
+    name = f"{node.name}_shift" if node.name else ""
+    graph.insert_after(node, Node("Add", [x, shift], [output], name=name, module=node.module))
+    graph.replace_uses(layer.y, output)
+    graph.outputs = [output if value is layer.y else value for value in graph.outputs]
+    graph.remove([node])
+    regauge.stands_for[output] = layer.y
+
+
+def _settle_names(
+    graph: Graph, promises: dict[Value, tuple[Gauge, ...]], merged: dict[Value, list[Value]], regauge: Regauge
+) -> None:
+    """Record gauges; a value keeps a name exactly where it still holds what that name meant."""
+    for value in list(graph.values()):
+        meant = regauge.stands_for.get(value, value)
+        gauges = promises.get(meant)
+        if gauges is None:
+            continue
+        if value in regauge.moved:  # the raw product in front of an inserted bias
+            _, offset = regauge.moved[value]
+            value.gauges = tuple(Gauge(gauge.original, gauge.scale, gauge.shift - offset) for gauge in gauges)
+            graph.rename(value, f"{value.name}_unbiased", unique=True)
+            continue
+        gauges += tuple(gauge for other in merged.get(value, []) for gauge in promises[other])
+        true_names = [gauge.original for gauge in gauges if gauge.identity]
+        inserted_output = value in regauge.stands_for and graph.is_output(value)
+        movable = inserted_output or not (graph.is_fixed(value) or value in graph.inputs)
+        if movable and value.name not in true_names:
+            free = next((name for name in reversed(true_names) if graph.is_free(name)), None)
+            graph.rename(value, free or f"{gauges[-1].original}_regauged", unique=free is None)
+        alone = len(gauges) == 1 and gauges[0].identity and gauges[0].original == value.name
+        value.gauges = () if alone else gauges
+
+
+REWRITE = Rewrite("affine", "Move BatchNorm and every constant per-channel affine layer until linear layers absorb it.", run)
