@@ -10,12 +10,33 @@ import numpy as np
 
 from normfold.errors import CannotTell
 from normfold.graph import BFLOAT16, Array, Node, is_float
-from normfold.ops.kernels import activations, elementwise, indexing, layout, linear, make, reduce
+from normfold.ops.kernels import (
+    activations,
+    attention,
+    conv,
+    elementwise,
+    indexing,
+    layout,
+    linear,
+    make,
+    norms,
+    pooling,
+    quantize,
+    recurrent,
+    reduce,
+    resize,
+    signal,
+    special,
+)
 from normfold.ops.kernels.registry import ATTRIBUTES, KERNELS, LIGHT_KINDS, Kernel, kernel, unsupported
 
 __all__ = ["KERNELS", "LIGHT", "Kernel", "can_evaluate", "evaluate", "is_light", "kernel"]
 
-_FAMILIES = (activations, elementwise, indexing, layout, linear, make, reduce)  # importing them registers their kernels
+# importing the families registers their kernels
+_FAMILIES = (
+    activations, attention, conv, elementwise, indexing, layout, linear, make, norms, pooling, quantize, recurrent, reduce,
+    resize, signal, special,
+)  # fmt: skip
 LIGHT: frozenset[str] = frozenset(LIGHT_KINDS)
 _HALVES = (np.dtype(np.float16), BFLOAT16)
 
