@@ -7,7 +7,9 @@ import numpy as np
 from normfold.graph import Array, Node
 from normfold.ops.kernels.registry import integer, kernel, need, optional, unsupported
 
-_ATTENTION = "is_causal kv_num_heads q_num_heads qk_matmul_output_mode scale softcap softmax_precision"
+_ATTENTION = (
+    "is_causal kv_num_heads left_window_size q_num_heads qk_matmul_output_mode right_window_size scale softcap softmax_precision"
+)
 
 
 def _heads(node: Node, x: Array, name: str) -> Array:
@@ -22,7 +24,7 @@ def _heads(node: Node, x: Array, name: str) -> Array:
 
 @kernel("Attention", attrs=_ATTENTION)
 def attention(node: Node, arrays: list[Array | None]) -> list[Array]:
-    """softmax(scale Q K^T + mask) V per head, with grouped heads, a cache, a causal mask and a soft cap on the scores."""
+    """softmax(scale Q K^T + mask) V per head, with grouped heads, a cache, causal and windowed masks, a soft cap."""
     if optional(arrays, 6) is not None:
         raise unsupported(node, "nonpad_kv_seqlen")
     flat = need(node, arrays, 0).ndim == 3
@@ -47,12 +49,15 @@ def attention(node: Node, arrays: list[Array | None]) -> list[Array]:
         scores = cap * np.tanh(scores / cap)
     if mask is not None:
         scores = np.where(mask, scores, -np.inf) if mask.dtype == bool else scores + mask
-    if integer(node, "is_causal", 0):
-        before = 0 if past_k is None else past_k.shape[2]
-        rows, columns = np.arange(scores.shape[-2])[:, None] + before, np.arange(scores.shape[-1])
-        scores = np.where(columns <= rows, scores, -np.inf)
-    weight = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    y = np.matmul(weight / weight.sum(axis=-1, keepdims=True), wide_v)
+    before = 0 if past_k is None else past_k.shape[2]
+    reach = np.arange(scores.shape[-1]) - (np.arange(scores.shape[-2])[:, None] + before)  # key less query position
+    left, right = integer(node, "left_window_size", -1), integer(node, "right_window_size", -1)
+    right = 0 if integer(node, "is_causal", 0) else right
+    scores = np.where(((reach <= right) | (right < 0)) & ((reach >= -left) | (left < 0)), scores, -np.inf)
+    top = scores.max(axis=-1, keepdims=True)
+    weight = np.exp(scores - np.where(top == -np.inf, 0, top))
+    total = weight.sum(axis=-1, keepdims=True)
+    y = np.matmul(weight / np.where(total == 0, 1, total), wide_v)  # a query that may see nothing gets zeros
     if flat:
         y = y.transpose(0, 2, 1, 3).reshape(y.shape[0], y.shape[2], -1)
     return [y, k, v, raw][: max(1, len(node.outputs))]

@@ -165,12 +165,18 @@ def depth_to_space(node: Node, arrays: list[Array | None]) -> list[Array]:
     return [parts.reshape(n, c // block**2, h * block, w * block)]
 
 
-@kernel("SpaceToDepth", attrs="blocksize")
+@kernel("SpaceToDepth", attrs="blocksize mode")
 def space_to_depth(node: Node, arrays: list[Array | None]) -> list[Array]:
-    """Blocks of the plane stacked into channels, block index first."""
-    x, block = need(node, arrays, 0), integer(node, "blocksize", 0)
+    """The inverse of DepthToSpace: blocks of the plane stacked into channels."""
+    x, block, mode = need(node, arrays, 0), integer(node, "blocksize", 0), text(node, "mode", "DCR")
     n, c, h, w = x.shape
-    parts = x.reshape(n, c, h // block, block, w // block, block).transpose(0, 3, 5, 1, 2, 4)
+    parts = x.reshape(n, c, h // block, block, w // block, block)
+    if mode == "DCR":
+        parts = parts.transpose(0, 3, 5, 1, 2, 4)
+    elif mode == "CRD":
+        parts = parts.transpose(0, 1, 3, 5, 2, 4)
+    else:
+        raise unsupported(node, f"mode {mode!r}")
     return [parts.reshape(n, c * block**2, h // block, w // block)]
 
 

@@ -43,7 +43,7 @@ def constant_of_shape(node: Node, arrays: list[Array | None]) -> list[Array]:
     return [np.full(wanted, value, dtype=value.dtype)]
 
 
-@kernel("Range", attrs="start limit delta")
+@kernel("Range", attrs="start limit delta stash_type")
 def range_(node: Node, arrays: list[Array | None]) -> list[Array]:
     """start + i * delta for i < ceil((limit - start) / delta)."""
     start, limit, delta = (

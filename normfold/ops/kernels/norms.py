@@ -101,8 +101,8 @@ def mean_variance_normalization(node: Node, arrays: list[Array | None]) -> list[
 def local_response_normalization(node: Node, arrays: list[Array | None]) -> list[Array]:
     """x / (bias + alpha / size * sum of squares over `size` neighbouring channels) ** beta."""
     x, size = need(node, arrays, 0), integer(node, "size", 0)
-    if size < 1:
-        raise unsupported(node, f"size {size}")
+    if size < 1 or size % 2 == 0:
+        raise unsupported(node, f"size {size}")  # on which side an even window is longer differs between implementations
     before = (size - 1) // 2
     square = np.pad(np.square(x), [(0, 0), (before, size - 1 - before), *[(0, 0)] * (x.ndim - 2)])
     total = np.zeros_like(x)

@@ -109,7 +109,7 @@ def _resample(node: Node, x: Array, axis: int, coordinates: Array, scale: float)
         raise unsupported(node, f"mode {mode!r} on {x.dtype}")
     # antialias: when shrinking, the filter is stretched over all that it stands for
     stretch = 1.0 / scale if integer(node, "antialias", 0) and scale < 1 else 1.0
-    a, exclude = real(node, "cubic_coeff_a", -0.75), bool(integer(node, "exclude_outside", 0)) or stretch > 1
+    a, exclude = real(node, "cubic_coeff_a", -0.75), bool(integer(node, "exclude_outside", 0))
     radius = (1.0 if mode == "linear" else 2.0) * stretch
     matrix = np.zeros((coordinates.size, old))
     for row, centre in enumerate(coordinates):
