@@ -86,6 +86,8 @@ def _make(env: Path) -> None:
 
 def _install(env: Path) -> None:
     print(f"installing normfold and what its tests need into {env}", file=sys.stderr)
+    if sys.platform == "linux" and not _quiet(_interpreter(env), "import importlib.util as u; print(u.find_spec('torch') or '')"):
+        print("(for PyTorch without CUDA set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu)", file=sys.stderr)
     command = [str(_interpreter(env)), "-m", "pip", "install", "-c", "constraints.txt", "-e", ".[test]"]
     if subprocess.run([*command, "--quiet", "--disable-pip-version-check"], cwd=ROOT, stdout=sys.stderr).returncode:
         _fail(f"the installation failed (see above). The command, to be run in {ROOT}: {' '.join(command)}")
