@@ -69,7 +69,8 @@ class Timing:
     """Interleaved latency of `before` and `after` in seconds.
 
     ratio: median of after/before; low, high: its bootstrap interval at `confidence`.  verdict: "faster", "slower",
-    "no difference" or "too noisy to tell".  runtime, level, threads: what was measured.
+    "no difference" or "too noisy to tell".  runtime, level, threads: what was measured.  runs: samples of each side.
+    self_low, self_high: interval of `before` against itself, measured in between: it should hold 1 and be narrow.
     """
 
     runtime: str
@@ -83,6 +84,8 @@ class Timing:
     confidence: float
     runs: int
     verdict: str
+    self_low: float = 1.0
+    self_high: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class Record:
     after: Size | None = None
     inserted: dict[str, int] = field(default_factory=dict[str, int])  # "Add": bias additions put in, ...
     warnings: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])  # what was found or decided, nothing to worry about
     seconds: dict[str, float] = field(default_factory=dict[str, float])  # stage -> wall seconds
 
     @property
@@ -123,6 +127,11 @@ class Record:
         """Add a warning once."""
         if text not in self.warnings:
             self.warnings.append(text)
+
+    def note(self, text: str) -> None:
+        """Add a note once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain types only, ready for json.dumps."""

@@ -1,0 +1,1 @@
+"""The ordered pipeline: the only place that decides."""
