@@ -14,6 +14,9 @@ import pytest
 import torch
 from torch import nn
 
+from normfold.load import load
+from normfold.record import Record
+
 NAMES = ["digits_convbn", "digits_preact"]
 
 
@@ -84,3 +87,24 @@ def test_an_unknown_recipe_is_named(root: Path) -> None:
     assert done.returncode == 2
     assert "nosuch" in done.stderr
     assert "digits_convbn" in done.stderr
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sidecar_is_all_that_loading_needs(models_dir: Path, name: str) -> None:
+    loaded = load(models_dir / f"{name}.pt", record=Record())
+    expected = _model(models_dir, name).state_dict()
+    found = loaded.module.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert not loaded.module.training
+    [size] = [size for axes in loaded.dynamic.values() for size in axes.values()]
+    assert "N" in str(size)
+
+
+def test_the_readme_gives_the_recorded_accuracy(root: Path, models_dir: Path) -> None:
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    for name in NAMES:
+        record = _sidecar(models_dir, name)["record"]
+        accuracy = f"{record['held_out_correct']}/{record['held_out_images']}, {100 * record['held_out_accuracy']:.2f} %"
+        [row] = [line for line in readme.splitlines() if line.startswith(f"| [{name}.pt](models/{name}.pt)")]
+        assert accuracy in row
