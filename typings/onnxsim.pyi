@@ -16,4 +16,6 @@ def simplify(
     unused_output: Sequence[str] | None = None,
     tensor_size_threshold: str = "1.5GB",
     mutable_initializer: bool = False,
+    initializers_as_constants: bool = True,
+    certify: bool | None = None,
 ) -> tuple[onnx.ModelProto, bool]: ...

@@ -1,0 +1,303 @@
+"""View -> ONNX: the model that a view was captured from is edited in place until it says what the view says.
+
+What the view did not change is not touched: nodes, names, metadata, sub-graphs, and weights that lie on disk stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from normfold.capture.onnx import CAPTURED, OUTPUTS, CapturedNode, CapturedOutput
+from normfold.capture.onnx_check import all_nodes, subgraphs
+from normfold.capture.onnx_shapes import onnx_type
+from normfold.capture.onnx_spell import Spelling, spell_attributes, spell_node, split_kind
+from normfold.graph import Array, Constant, Graph, Node, Shape, Value
+
+
+def to_model(graph: Graph) -> ir.Model:
+    """Write the edits of the view into `graph.origin` and return it.
+
+    Names, order and types of graph inputs and outputs, opset, IR version and metadata stay.  It may be called again after
+    further edits, and with a clone of the view: what counts is the view that is written last.
+    Raises InputRefused where the model's opset has no spelling for a node that a rewrite made.
+    """
+    return _Writer(graph).write()
+
+
+class _Writer:
+    """One run of `to_model`."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.model: ir.Model = graph.origin
+        self.opset = self.model.opset_imports[""]
+        target = self.model.graph
+        self.initializers = list(target.initializers.values())
+        self.constant_nodes = [node for node in target if _is_constant(node)]
+        self.listed = {value for value in target.inputs if value.is_initializer()}
+        self.made: list[ir.Value] = []  # new initializers
+        self.found: dict[Value, ir.Value] = {}
+
+    def write(self) -> ir.Model:
+        target = self.model.graph
+        target.initializers.clear()  # so that names can move freely; they are registered again below
+        for value in self.graph.inputs:
+            self._existing(value)
+        nodes = [self._node(node) for node in self.graph.nodes]
+        outputs = self._outputs(nodes)
+        self._place(nodes, outputs)
+        self._register(outputs)
+        target.outputs.clear()
+        target.outputs.extend(outputs)
+        return self.model
+
+    # ---- values ---------------------------------------------------------------------------------------------------
+
+    def value(self, value: Value) -> ir.Value:
+        """The counterpart of a value of the view."""
+        found = self.found.get(value)
+        if found is None:
+            assert value.const is not None, f"{value.name!r} has no producer"
+            found = self.found[value] = self._constant(value, value.const)
+        return found
+
+    def _existing(self, value: Value) -> ir.Value:
+        origin: ir.Value = value.origin
+        origin.name = value.name
+        self.found[value] = origin
+        return origin
+
+    def _constant(self, value: Value, const: Constant) -> ir.Value:
+        origin: ir.Value | None = value.origin
+        if origin is not None and origin.name == value.name and origin.meta.get(CAPTURED) is const:
+            return origin
+        made = _initializer(value.name, _tensor(const))
+        made.meta[CAPTURED] = const
+        value.origin = made
+        self.made.append(made)
+        return made
+
+    # ---- nodes ----------------------------------------------------------------------------------------------------
+
+    def _node(self, node: Node) -> ir.Node:
+        origin: ir.Node | None = node.origin
+        captured: CapturedNode | None = None if origin is None else origin.meta.get(CAPTURED)
+        if origin is None or captured is None or captured.kind != node.kind or len(origin.outputs) != len(node.outputs):
+            return self._new(node)
+        self._rewire(node, origin, captured)
+        changed = [
+            key for key, value in node.attrs.items() if key not in captured.attrs or not _equal(captured.attrs[key], value)
+        ]
+        spelling = Spelling()
+        if changed:
+            spell_attributes(node, changed, self.opset, spelling)
+        for attribute in spelling.attributes:
+            origin.attributes[attribute.name] = attribute
+        for key in captured.attrs:
+            if key not in node.attrs and key in origin.attributes:
+                del origin.attributes[key]
+        self._extra_inputs(node, origin, spelling)
+        _refresh_kernel(node, origin)
+        for value, held in zip(node.outputs, origin.outputs, strict=True):
+            self._output(value, held)
+        if node.name:
+            origin.name = node.name
+        self._rewire_captures(node, origin, captured)
+        captures = tuple(self.value(value) for value in node.captures)
+        origin.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs), captures)
+        return origin
+
+    def _rewire(self, node: Node, origin: ir.Node, captured: CapturedNode) -> None:
+        for slot in range(max(len(node.inputs), captured.slots)):
+            value = node.input(slot)
+            wanted = None if value is None else self.value(value)
+            held = origin.inputs[slot] if slot < len(origin.inputs) else None
+            if wanted is held:
+                continue
+            if slot >= len(origin.inputs):
+                origin.resize_inputs(slot + 1)
+            origin.replace_input_with(slot, wanted)
+        if captured.slots > len(node.inputs):
+            count = len(origin.inputs)
+            while count and origin.inputs[count - 1] is None:
+                count -= 1
+            origin.resize_inputs(count)
+
+    def _rewire_captures(self, node: Node, origin: ir.Node, captured: CapturedNode) -> None:
+        """Nodes of sub-graphs read the new counterpart of a value whose producer was replaced."""
+        for old, value in zip(captured.captures, node.captures, strict=True):
+            new = self.value(value)
+            if new is not old:
+                inner = {item for graph in subgraphs(origin) for item in all_nodes(graph)}
+                for use in old.uses():
+                    if use.node in inner:
+                        use.node.replace_input_with(use.idx, new)
+
+    def _output(self, value: Value, held: ir.Value) -> None:
+        if held.name or value.uses or self.graph.is_output(value):  # an optional output that nobody reads stays absent
+            held.name = value.name
+        if held.shape is not None and value.shape is not None and _contradicts(held.shape, value.shape):
+            held.shape = _ir_shape(value.shape)
+        value.origin = held
+        self.found[value] = held
+
+    def _new(self, node: Node) -> ir.Node:
+        spelling = spell_node(node, self.opset)
+        domain, name = split_kind(node.kind)
+        inputs = [
+            None if value is None or slot in spelling.dropped else self.value(value) for slot, value in enumerate(node.inputs)
+        ]
+        while inputs and inputs[-1] is None:
+            inputs.pop()
+        made = ir.Node(
+            domain,
+            name,
+            inputs,
+            spelling.attributes,
+            num_outputs=len(node.outputs),
+            name=node.name or f"{name}_{node.output.name}",
+        )
+        if domain:
+            self.model.opset_imports.setdefault(domain, 1)
+        if node.module:
+            made.metadata_props["pkg.torch.onnx.name_scopes"] = repr(["", node.module, node.output.name])
+        self._extra_inputs(node, made, spelling)
+        for value, held in zip(node.outputs, made.outputs, strict=True):
+            held.name = value.name
+            held.type = None if value.dtype is None else ir.TensorType(onnx_type(value.dtype))
+            held.shape = None if value.shape is None or value.dtype is None else _ir_shape(value.shape)
+            value.origin = held
+            self.found[value] = held
+        made.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs))
+        node.origin = made
+        return made
+
+    def _extra_inputs(self, node: Node, target: ir.Node, spelling: Spelling) -> None:
+        """Parameters that the view holds as attributes and this opset reads as inputs."""
+        for slot, array in spelling.inputs.items():
+            made = _initializer(self.graph.claim(f"{node.output.name}_in{slot}"), ir.Tensor(np.ascontiguousarray(array)))
+            self.made.append(made)
+            if slot >= len(target.inputs):
+                target.resize_inputs(slot + 1)
+            target.replace_input_with(slot, made)
+
+    # ---- the graph ------------------------------------------------------------------------------------------------
+
+    def _outputs(self, nodes: list[ir.Node]) -> list[ir.Value]:
+        """The graph's outputs under the names they were promised by; an Identity where a value cannot carry the name."""
+        promised: tuple[CapturedOutput, ...] = self.model.graph.meta[OUTPUTS]
+        result: list[ir.Value] = []
+        for value, promise in zip(self.graph.outputs, promised, strict=True):
+            found = self.value(value)
+            if found.name != promise.name or found in result:
+                copy = ir.Node("", "Identity", [found], num_outputs=1, name=f"Identity_{promise.name}")
+                nodes.append(copy)
+                found = copy.outputs[0]
+                found.name = promise.name
+            if not found.is_graph_input():
+                found.type, found.shape, found.doc_string = promise.type, promise.shape, promise.doc_string
+                found.metadata_props.update(promise.metadata)
+            result.append(found)
+        return result
+
+    def _place(self, nodes: list[ir.Node], outputs: list[ir.Value]) -> None:
+        """The nodes in the view's order, each Constant node that is still read in front of its first reader."""
+        target = self.model.graph
+        waiting = {node.outputs[0]: node for node in self.constant_nodes}
+        for value in self.found.values():  # Constant nodes that an earlier writing had taken out
+            producer = value.producer()
+            if producer is not None and value not in waiting and _is_constant(producer):
+                waiting[value] = producer
+        ordered: list[ir.Node] = []
+        for node in nodes:
+            for value in _reads(node):
+                if value in waiting:
+                    ordered.append(waiting.pop(value))
+            ordered.append(node)
+        ordered += [waiting.pop(value) for value in outputs if value in waiting]
+        target.remove(list(target))
+        target.extend(ordered)
+
+    def _register(self, outputs: list[ir.Value]) -> None:
+        """Initializers that are read, those that callers may override, and the inputs that list them."""
+        target = self.model.graph
+        used = {value for node in target for value in _reads(node)} | set(outputs)
+        overridable = {value.origin for value in self.graph.pinned}
+        candidates = dict.fromkeys([*self.initializers, *self.found.values(), *self.made])
+        kept = [
+            value
+            for value in candidates
+            if value.const_value is not None and value.producer() is None and (value in used or value in overridable)
+        ]
+        for value in kept:
+            target.initializers.add(value)
+        dropped = self.listed - set(kept)
+        wanted = [value for value in target.inputs if value not in dropped]
+        if self.model.ir_version < 4:  # there every initializer had to be listed
+            present = set(wanted)
+            wanted += [value for value in kept if value not in present]
+        if len(wanted) != len(target.inputs) or any(a is not b for a, b in zip(wanted, target.inputs, strict=True)):
+            target.inputs.clear()
+            target.inputs.extend(wanted)
+
+
+def _is_constant(node: ir.Node) -> bool:
+    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+
+
+def _reads(node: ir.Node) -> list[ir.Value]:
+    """What a node and its sub-graphs read."""
+    values = [value for value in node.inputs if value is not None]
+    for graph in subgraphs(node):
+        values += [value for inner in all_nodes(graph) for value in inner.inputs if value is not None]
+    return values
+
+
+def _initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    tensor.name = name
+    sizes = [int(size) for size in tensor.shape.numpy()]
+    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(sizes), const_value=tensor)
+
+
+def _tensor(const: Constant) -> ir.TensorProtocol:
+    """The constant in its stored type; rounded when it is written, so that only one copy exists until then."""
+
+    def read() -> ir.Tensor[Array]:
+        return ir.Tensor(np.ascontiguousarray(const.rounded().read()))
+
+    return ir.LazyTensor(read, dtype=onnx_type(const.dtype), shape=ir.Shape(const.shape))
+
+
+def _ir_shape(shape: Shape) -> ir.Shape:
+    return ir.Shape(list(shape))
+
+
+def _contradicts(held: ir.Shape, shape: Shape) -> bool:
+    """True when what the model states of a value is no longer so."""
+    if len(held) != len(shape):
+        return True
+    return any(isinstance(old, int) and isinstance(new, int) and old != new for old, new in zip(held, shape, strict=True))
+
+
+def _equal(left: Any, right: Any) -> bool:
+    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
+        return (
+            isinstance(left, np.ndarray)
+            and isinstance(right, np.ndarray)
+            and left.dtype == right.dtype
+            and np.array_equal(left, right)
+        )
+    return bool(left == right)
+
+
+def _refresh_kernel(node: Node, origin: ir.Node) -> None:
+    """kernel_shape repeats the weight's sizes."""
+    if node.kind in ("Conv", "ConvTranspose") and "kernel_shape" in origin.attributes:
+        weight = node.input(1)
+        if weight is not None and weight.const is not None:
+            sizes = list(weight.const.shape[2:])
+            if list(origin.attributes["kernel_shape"].as_ints()) != sizes:
+                origin.attributes["kernel_shape"] = ir.AttrInt64s("kernel_shape", sizes)

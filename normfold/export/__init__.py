@@ -1,0 +1,1 @@
+"""Artefacts: files that other tools load, written atomically and checked."""
