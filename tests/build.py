@@ -31,7 +31,10 @@ class Builder:
         return self.graph.constant(name or f"c{self._count}", np.asarray(array, dtype=np.float32))
 
     def op(self, kind: str, *inputs: Value | None, shape: tuple[Any, ...], name: str = "", outputs: int = 1, **attrs: Any) -> Any:
+        """`target` becomes the attribute "shape"."""
         self._count += 1
+        if "target" in attrs:
+            attrs["shape"] = attrs.pop("target")
         name = name or f"{kind.lower()}{self._count}"
         shapes = shape if outputs > 1 else (shape,)
         values = [self.graph.value(name if i == 0 else f"{name}_{i}", item, np.float32) for i, item in enumerate(shapes)]

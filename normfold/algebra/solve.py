@@ -26,6 +26,7 @@ class Wish:
     unless: what holds when the layer stays as it is (a kept constant Mul cannot produce a shift, say): scale labels to pin to 1
     and shift labels to pin to 0.
     shift_form: the layer may be left as an addition.
+    late: granted only as far as it costs no other tensor its wished-for zero shift (an addition that would only move elsewhere).
     tag: the caller's layer.
     """
 
@@ -38,6 +39,7 @@ class Wish:
     unless_scale: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     unless_shift: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     shift_form: bool = False
+    late: bool = False
     tag: Any = None
 
 
@@ -89,21 +91,23 @@ def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) ->
             continue
         scale = system.magnitude.solution() * system.sign.solution()
         failed: list[int] = []
-        for index, wish in enumerate(wishes):
-            if wanted[index] and answers[index].verdict != "kept":
+        for late in (False, True):
+            for index, wish in enumerate(wishes):
+                if wish.late != late or not wanted[index] or answers[index].verdict == "kept":
+                    continue
                 conflict = _grant_shift(system, wish, scale) if whole[index] else None
                 if whole[index] and conflict is None:
                     answers[index].verdict = "deleted"
                 elif wish.shift_form:
-                    answers[index] = Answer("shift", "shift", conflict if whole[index] else answers[index].conflict)
+                    answers[index] = Answer("shift", "shift", conflict)
                 else:
                     answers[index] = Answer("kept", "shift", conflict)
                     failed.append(index)
+            for _, labels in sorted(system.wished_zeros, key=lambda item: item[0]):
+                system.shift.zero_where_possible(labels)
         if failed:
             _drop(wanted, failed)
             continue
-        for _, labels in sorted(system.wished_zeros, key=lambda item: item[0]):
-            system.shift.zero_where_possible(labels)
         for wish, answer in zip(wishes, answers, strict=True):
             if answer.verdict == "deleted":  # the constant goes into the layer before rather than into those behind
                 system.shift.zero_where_possible(wish.y_shift)

@@ -26,7 +26,8 @@ class Regauge:
         self.graph: Graph = wiring.graph
         self._wiring = wiring
         self._scale, self._shift = scale, shift
-        self._made: dict[tuple[int, bytes], Value] = {}
+        self._made: dict[tuple[Value, bytes], Value] = {}
+        self._shared: set[Value] = set()
         self.changed: dict[Node, list[str]] = {}
         self.inserted: list[Node] = []
         self.stands_for: dict[Value, Value] = {}
@@ -64,8 +65,10 @@ class Regauge:
         assert old is not None and old.const is not None
         if array.shape == old.const.shape and np.array_equal(array, old.const.float64(), equal_nan=True):
             return
-        shared = len(old.uses) > 1
-        key = (id(old), hashlib.blake2b(np.ascontiguousarray(array)).digest() if shared else b"")
+        shared = len(old.uses) > 1 or old in self._shared
+        if shared:
+            self._shared.add(old)
+        key = (old, hashlib.blake2b(np.ascontiguousarray(array)).digest() if shared else b"")
         new = self._made.get(key)
         if new is None or not shared:
             new = self.graph.derived(old, np.ascontiguousarray(array))

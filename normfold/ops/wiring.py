@@ -166,6 +166,7 @@ class Wiring:
             layer.unless_scale,
             layer.unless_shift,
             shift_form=layer.kind == "norm" and self.insert_nodes,
+            late=layer.kind != "norm",
             tag=layer,
         )
 

@@ -102,18 +102,15 @@ REFUSALS: dict[str, Refusal] = dict(
     )
 )
 
-_PINS = {
-    "graph-output": ("its scale would reach {subject}, which must keep its values", "let a linear layer be the last before that output"),
-    "captured": ("its scale would reach {subject}", "export the model without control flow"),
+_PINS = {  # code -> (what stands there, what to do); the first one that applies gives a refusal its code
+    "shared-weight": ("{subject}, which is also read by something that cannot fold it", "untie the weight (a copy costs its bytes)"),
+    "captured": ("{subject}, which reads by name", "export the model without control flow"),
+    "graph-output": ("{subject}, which must keep its values", "let a linear layer stand between the norm and that output"),
+    "kept": ("{subject}, which was kept", "let that layer be folded too"),
     "no-rule": (
-        "its scale would reach {subject}, through which a scale per channel does not pass",
+        "{subject}, through which a scale per channel does not pass",
         "put the norm directly behind or in front of a linear layer",
     ),
-    "shared-weight": (
-        "its scale would change {subject}, which is also read by something that cannot fold it",
-        "untie the weight (a copy of its own costs its bytes)",
-    ),
-    "kept": ("its scale would reach {subject}, which was kept", "let that layer be folded too"),
 }
 
 _ZEROS = {
@@ -155,7 +152,7 @@ def explain(layer: AffineLayer, answer: Answer, wiring: Wiring) -> Refusal:
     system = wiring.system
     if answer.stage == "shift":
         labels = _in_conflict(answer.conflict, y.shift, x.shift)
-        found = _first(system.zeros_at(labels), _ZEROS)
+        found = _zero(system.zeros_at(labels))
         if found is not None:
             return found
         return Refusal(
@@ -173,14 +170,23 @@ def explain(layer: AffineLayer, answer: Answer, wiring: Wiring) -> Refusal:
             f"gamma is negative in {negative} of {layer.a.size} channels, and {who} needs a positive scale",
             "place the norm directly behind a linear layer, or retrain with positive gammas",
         )
-    found = _first(system.pins_near(labels), _PINS)
-    if found is not None:
-        return found
+    sides = (("in front of it stands", x.scale), ("behind it stands", y.scale))
+    pins = [(side, _pin(system.pins_near(_in_conflict(answer.conflict, scale)))) for side, scale in sides]
+    found = [(side, pin) for side, pin in pins if pin is not None]
+    if found:
+        first = min((pin for _, pin in found), key=lambda pin: list(_PINS).index(pin.code))
+        where = ", and ".join(f"{side} {_PINS[pin.code][0].format(subject=pin.subject)}" for side, pin in found)
+        return Refusal(first.code, where, _PINS[first.code][1])
     return Refusal(
         "conflicting-scale",
         "another layer that reads or writes the same tensors needs a different scale, or a tensor beyond a deleted layer is fixed",
         "give the norm a linear layer of its own before or behind it",
     )
+
+
+def _pin(demands: list[Demand]) -> Demand | None:
+    known = [demand for demand in demands if demand.code in _PINS]
+    return min(known, key=lambda demand: list(_PINS).index(demand.code)) if known else None
 
 
 def explain_unwired(spec: NormSpec, wiring_pinned: bool) -> Refusal:
@@ -208,9 +214,9 @@ def _in_conflict(conflict: Bools, *labels: Ints) -> Ints:
     return np.unique(np.concatenate(spread))
 
 
-def _first(demands: list[Demand], texts: dict[str, tuple[str, str]]) -> Refusal | None:
+def _zero(demands: list[Demand]) -> Refusal | None:
     for demand in demands:
-        if demand.code in texts:
-            reason, fix = texts[demand.code]
+        if demand.code in _ZEROS:
+            reason, fix = _ZEROS[demand.code]
             return Refusal(demand.code, reason.format(subject=demand.subject), fix)
     return None
