@@ -1,0 +1,313 @@
+"""A live module becomes a functional ExportedProgram of its own.
+
+The user's module is never touched: a copy is switched to eval (torch.export writes a module that is left in training mode as
+inference BatchNorm without a word, wrong by as much as its batch statistics differ), its parametrizations are baked, and the
+copy is what gets exported.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.export import ExportedProgram
+from torch.nn.utils import parametrize
+from torch.utils import _pytree as pytree
+
+from normfold.errors import InputRefused
+from normfold.record import Record
+
+TRAINING_WARNING = "the model was in training mode; captured in eval mode"
+_DIMS = "normfold.dims"
+_CHATTY = (
+    "torch.fx.experimental.symbolic_shapes",
+    "torch._export",
+    "torch.export",
+    "torch._dynamo",
+    "torch._functorch",
+    "torch._subclasses",
+)
+
+
+def export_module(
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    record: Record | None = None,
+) -> ExportedProgram:
+    """Export a copy of `module` in eval mode as a functional program.
+
+    args, kwargs: example inputs, any pytree.  dynamic_shapes: as torch.export takes it; the names of its Dims name the sizes of
+    the view.  Raises InputRefused when torch.export cannot capture the module.
+    """
+    record = record or Record()
+    kwargs = dict(kwargs or {})
+    twin = _copy_of(module)
+    if any(part.training for part in module.modules()):
+        record.warn(TRAINING_WARNING)
+    twin.eval()
+    for name in bake(twin):
+        record.warn(f"{name} is parametrized; its present value was baked in")
+    with _quiet(), torch.no_grad():
+        try:
+            exported = torch.export.export(twin, tuple(args), kwargs or None, dynamic_shapes=dynamic_shapes, strict=False)
+            program = functional(exported)
+        except Exception as error:
+            raise _refusal(error, twin, args, kwargs) from error
+        if _has_hooks(twin):
+            _check_hooks(program, twin, args, kwargs)
+    _name_dims(program, args, kwargs, dynamic_shapes)
+    return program
+
+
+def functional(ep: ExportedProgram) -> ExportedProgram:
+    """`ep` without mutation and without training-only ops; itself when it is so already."""
+    if ep.dialect != "TRAINING":
+        return ep
+    with _quiet(), torch.no_grad():
+        return ep.run_decompositions(dict(_DECOMPOSED))
+
+
+def _stack(tensors: list[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    return torch.cat([tensor.unsqueeze(dim) for tensor in tensors], dim)
+
+
+def _unbind(tensor: torch.Tensor, dim: int = 0) -> list[torch.Tensor]:
+    return [tensor.select(dim, place) for place in range(tensor.shape[dim])]
+
+
+# Layout ops that would be several nodes of the view: taken apart, so that a call and a node stay one to one.
+_DECOMPOSED: dict[Any, Callable[..., Any]] = {torch.ops.aten.stack.default: _stack, torch.ops.aten.unbind.int: _unbind}
+
+
+# ---- the copy ----------------------------------------------------------------------------------------------------------------
+
+
+def _copy_of(module: nn.Module) -> nn.Module:
+    """A copy that shares no tensor with `module`: training it on later must not change the result."""
+    memo: dict[int, Any] = {}
+    for part in module.modules():
+        for attribute in vars(part).values():  # old-style weight_norm leaves a computed tensor, which cannot be deep-copied
+            if isinstance(attribute, torch.Tensor) and not attribute.is_leaf:
+                memo[id(attribute)] = attribute.detach().clone()
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        raise InputRefused(
+            f"a module that can be copied was expected, but copying {type(module).__name__} failed ({_line(error)}); "
+            "remove attributes that cannot be copied (locks, open files, generators), or export it yourself "
+            "with torch.export.export and pass the program"
+        ) from error
+
+
+def bake(module: nn.Module) -> list[str]:
+    """Bake every parametrization of `module` (weight_norm and spectral_norm, old and new style, and any other) in place.
+
+    Returns the names of the baked parameters.
+    """
+    baked: list[str] = []
+    with torch.no_grad():
+        for path, part in list(module.named_modules()):
+            prefix = f"{path}." if path else ""
+            if parametrize.is_parametrized(part):
+                lists: Any = part.parametrizations
+                for name in list(lists):
+                    parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+                    baked.append(prefix + name)
+            hooks: dict[int, Any] = vars(part)["_forward_pre_hooks"]
+            for key, hook in list(hooks.items()):
+                if type(hook).__module__.startswith("torch.nn.utils.") and type(hook).__name__ in ("WeightNorm", "SpectralNorm"):
+                    hook.remove(part)
+                    del hooks[key]
+                    baked.append(prefix + str(hook.name))
+    return baked
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return any(vars(part)["_forward_hooks"] or vars(part)["_forward_pre_hooks"] for part in module.modules())
+
+
+def _check_hooks(program: ExportedProgram, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Hooks are traced like any code; what they do outside torch is not, so run both once and compare."""
+    expected = pytree.tree_leaves(module(*_cloned(args), **_cloned(kwargs)))
+    came = pytree.tree_leaves(program.module()(*_cloned(args), **_cloned(kwargs)))
+    for before, after in zip(expected, came, strict=True):
+        if isinstance(before, torch.Tensor) and not torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True):
+            raise InputRefused(
+                "the module has forward hooks that torch.export does not capture (the exported program gives another "
+                "result than the module); remove the hooks, or write what they do into forward"
+            )
+
+
+def _cloned(tree: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
+
+
+# ---- names of dynamic sizes ----------------------------------------------------------------------------------------------------
+
+
+def dim_names(ep: ExportedProgram) -> dict[str, str]:
+    """What the user calls the symbols of a program: {"s77": "batch"}."""
+    return dict(ep.graph_module.meta.get(_DIMS, {}))
+
+
+def set_dim_names(ep: ExportedProgram, names: Mapping[str, str]) -> None:
+    """Remember the user's names of the symbols of `ep` (not stored in files)."""
+    ep.graph_module.meta[_DIMS] = dict(names)
+
+
+def _name_dims(ep: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> None:
+    names: dict[str, str] = {}
+    nodes = [node for node in ep.graph.nodes if node.op == "placeholder"]
+    inputs = {
+        spec.arg.name: node for node, spec in zip(nodes, ep.graph_signature.input_specs, strict=True) if hasattr(spec.arg, "name")
+    }
+    users = [inputs[name] for name in ep.graph_signature.user_inputs if isinstance(name, str) and name in inputs]
+    for node, dims in zip(users, _dims_of_inputs(ep, args, kwargs, dynamic_shapes), strict=False):
+        meta = node.meta.get("val")
+        for axis, dim in dims.items():
+            name = getattr(dim, "__name__", None)
+            if name is None or not isinstance(meta, torch.Tensor) or not isinstance(meta.shape[axis], torch.SymInt):
+                continue
+            symbol = str(meta.shape[axis])
+            if symbol.isidentifier() and name.isidentifier() and name not in names.values():
+                names.setdefault(symbol, name)
+    if names:
+        set_dim_names(ep, names)
+
+
+def _dims_of_inputs(ep: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any) -> list[dict[int, Any]]:
+    """For each tensor among the inputs, in order, its {axis: Dim}; torch.export has checked that the structure fits."""
+    found: list[dict[int, Any]] = []
+
+    def walk(value: Any, spec: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            if isinstance(spec, Mapping):
+                found.append({int(axis): dim for axis, dim in spec.items()})
+            elif isinstance(spec, (list, tuple)):
+                found.append(dict(enumerate(spec)))
+            else:
+                found.append({})
+        elif isinstance(value, Mapping):
+            for key, item in value.items():
+                walk(item, spec.get(key) if isinstance(spec, Mapping) else None)
+        elif isinstance(value, (list, tuple)):
+            for place, item in enumerate(value):
+                walk(item, spec[place] if isinstance(spec, (list, tuple)) else None)
+
+    signature = ep.module_call_graph[0].signature
+    if isinstance(shapes, Mapping) and signature is not None:
+        names = signature.forward_arg_names or []
+        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+            walk(value, shapes.get(name))
+    elif isinstance(shapes, (list, tuple)):
+        for place, value in enumerate((*args, *kwargs.values())):
+            walk(value, shapes[place] if place < len(shapes) else None)
+    return found
+
+
+# ---- what torch.export cannot do ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch.export warns and logs about its own internals; what matters is raised."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stack.enter_context(redirect_stderr(io.StringIO()))  # a failed trace prints its graph
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _line(error: BaseException) -> str:
+    """The first line of an error, shortened."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _refusal(error: Exception, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputRefused:
+    """One line: where torch.export stopped, why, and what to do."""
+    name, text = type(module).__name__, str(error)
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [
+        frame for frame in frames if not _of_torch(frame.filename) and Path(frame.filename).resolve() != Path(__file__).resolve()
+    ]
+    where = f" at {Path(own[-1].filename).name}:{own[-1].lineno} ({own[-1].line})" if own else ""
+    if _packs(error):
+        return InputRefused(
+            f"{name} cannot be captured{where}: torch.export does not take packed sequences; "
+            "run the recurrent layer on the padded tensor (and mask the result)"
+        )
+    if "data-dependent" in text or "GuardOnDataDependentSymNode" in type(error).__name__:
+        return InputRefused(
+            f"{name} cannot be captured{where}: the Python code branches or sizes something on the values of a tensor; "
+            "use torch.where or torch.cond, or take that step out of the module"
+        )
+    if "specialized it to be a constant (1)" in text:
+        return InputRefused(
+            f"{name} cannot be captured with these dynamic sizes: an example size of 1 was taken as fixed; "
+            "pass example inputs whose dynamic sizes are 2 or more"
+        )
+    if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__ or "specialized" in text:
+        return InputRefused(
+            f"{name} cannot be captured with these dynamic sizes: {_constraint(text)}; "
+            "make that size static (a loop over time steps always is) or give the range that the message asks for"
+        )
+    own_error: Exception | None = None
+    with suppress(Exception):
+        try:
+            module(*_cloned(args), **_cloned(kwargs))
+        except Exception as raised:
+            own_error = raised
+    if own_error is not None:
+        return InputRefused(
+            f"{name} does not run on the given inputs: {type(own_error).__name__}: {_line(own_error)}; "
+            "check the number, order, shapes and types of the inputs"
+        )
+    return InputRefused(
+        f"{name} cannot be captured{where}: torch.export says {type(error).__name__}: {_line(error)}; "
+        "simplify that part, or export it yourself with torch.export.export and pass the program"
+    )
+
+
+def _packs(error: BaseException) -> bool:
+    """True when a packed sequence was on the way to the error."""
+    trace = error.__traceback__
+    while trace is not None:
+        if any(isinstance(item, nn.utils.rnn.PackedSequence) for item in trace.tb_frame.f_locals.values()):
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def _constraint(text: str) -> str:
+    """The line of a constraint violation that says which size and why."""
+    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
+    telling = [
+        line for line in lines if "specialized it to be a constant" in line or "must be" in line or "Not all values" in line
+    ]
+    chosen = telling[0] if telling else lines[0]
+    return chosen.split(". If you")[0].split(". For more")[0]
+
+
+def _of_torch(filename: str) -> bool:
+    root = str(Path(torch.__file__).parent)
+    return filename.startswith((root, "<")) or "/contextlib.py" in filename
