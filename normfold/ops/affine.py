@@ -7,15 +7,15 @@ import numpy as np
 from normfold.algebra import absorb
 from normfold.algebra.labels import Labels, raise_rank, varying
 from normfold.algebra.ratios import Floats, Ints
-from normfold.graph import Node, Value
+from normfold.graph import Graph, Node
 from normfold.ops.regauge import Regauge
 from normfold.ops.rule import OpRule
 from normfold.ops.wiring import AffineLayer, Wiring, collapse, constant_of, is_foldable, join_all, spread
 
 
-def batch_norm_constants(node: Node, w: Wiring) -> tuple[Floats, Floats, Floats, Floats] | None:
+def batch_norm_constants(node: Node, graph: Graph) -> tuple[Floats, Floats, Floats, Floats] | None:
     """(gamma, beta, mean, var) of an eval-mode BatchNormalization with finite, foldable constants; None otherwise."""
-    arrays = [constant_of(node.input(slot), w.graph) for slot in range(1, 5)]
+    arrays = [constant_of(node.input(slot), graph) for slot in range(1, 5)]
     if node.attrs.get("training_mode", 0) or len(node.outputs) != 1 or any(array is None for array in arrays):
         return None
     gamma, beta, mean, var = (array for array in arrays if array is not None)
@@ -27,7 +27,7 @@ def batch_norm_constants(node: Node, w: Wiring) -> tuple[Floats, Floats, Floats,
 
 def _wire_batch_norm(node: Node, w: Wiring) -> None:
     x, y = node.inputs[0], node.output
-    constants = batch_norm_constants(node, w)
+    constants = batch_norm_constants(node, w.graph)
     if x is None or constants is None or x.rank is None or x.rank < 2:
         return w.pin_node(node)
     gamma, beta, mean, var = constants
@@ -177,12 +177,6 @@ def _wire_gate(node: Node, w: Wiring) -> None:
     w.zero_shift(moving[0], "gate", node)
     w.set(y, raise_rank(w.of(moving[0]).scale, y.rank), np.zeros((1,) * y.rank, dtype=np.int64))
     return None
-
-
-def tensor_operand(node: Node) -> Value | None:
-    """The one input of a binary op that is not constant."""
-    tensors = [v for v in node.inputs if v is not None and v.const is None]
-    return tensors[0] if len(tensors) == 1 else None
 
 
 RULES = (
