@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "scipy", "sklearn", "sympy")
-DISTRIBUTION = {"onnx_ir": "onnx-ir"}  # import name -> distribution, where they differ in more than case
+DISTRIBUTION = {"google": "protobuf"}  # import name -> distribution, where they differ
 
 
 @pytest.fixture(scope="module")
