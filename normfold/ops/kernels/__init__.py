@@ -38,6 +38,7 @@ _FAMILIES = (
     resize, signal, special,
 )  # fmt: skip
 LIGHT: frozenset[str] = frozenset(LIGHT_KINDS)
+_FAILURES = (ValueError, IndexError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError, MemoryError)
 _HALVES = (np.dtype(np.float16), BFLOAT16)
 
 
@@ -57,27 +58,31 @@ def evaluate(node: Node, arrays: list[Array | None]) -> list[Array]:
     Half-precision arrays are computed in float32 and rounded once.  Inputs are never written to; outputs may be views of them.
     Raises CannotTell for an op without kernel and fallback, and for forms that the kernel does not compute.
     """
-    function = KERNELS.get(node.kind)
     try:
-        if function is None:
-            if node.fallback is None:
-                raise CannotTell(
-                    f"op {node.kind} ({node.label!r}) has no float64 evaluation, so the models cannot be compared through it; "
-                    f"register a kernel with normfold.ops.kernels.kernel({node.kind!r})"
-                )
-            return [np.asarray(item) for item in node.fallback(arrays)]
-        unknown = sorted(name for name in node.attrs if name not in ATTRIBUTES[node.kind] and not name.startswith("_"))
-        if unknown:
-            if node.fallback is not None:
-                return [np.asarray(item) for item in node.fallback(arrays)]
-            raise unsupported(node, f"the attribute {', '.join(unknown)}")
         with np.errstate(all="ignore"):  # Inf and NaN are results like any other
+            function = _function_of(node)
             if node.kind != "Cast" and any(array is not None and array.dtype in _HALVES for array in arrays):
                 return _in_float32(function, node, arrays)
             return [np.asarray(item) for item in function(node, arrays)]
-    except (ValueError, IndexError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError) as error:
+    except _FAILURES as error:
         shapes = ", ".join("-" if array is None else f"{array.dtype}{list(array.shape)}" for array in arrays)
         raise CannotTell(f"evaluating {node.kind} {node.label!r} on ({shapes}) failed: {error}") from error
+
+
+def _function_of(node: Node) -> Kernel:
+    """The kernel of a node whose attributes it understands all, else what calls the node's fallback."""
+    function, fallback = KERNELS.get(node.kind), node.fallback
+    unknown = sorted(name for name in node.attrs if name not in ATTRIBUTES.get(node.kind, ()) and not name.startswith("_"))
+    if function is not None and not unknown:
+        return function
+    if fallback is not None:
+        return lambda _, arrays: fallback(arrays)
+    if function is not None:
+        raise unsupported(node, f"the attribute {', '.join(unknown)}")
+    raise CannotTell(
+        f"op {node.kind} ({node.label!r}) has no float64 evaluation, so the models cannot be compared through it; "
+        f"register a kernel with normfold.ops.kernels.kernel({node.kind!r})"
+    )
 
 
 def _in_float32(function: Kernel, node: Node, arrays: list[Array | None]) -> list[Array]:

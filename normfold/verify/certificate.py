@@ -1,0 +1,276 @@
+"""The certificate and G1: both judge the rewrite itself, in float64, before any constant was rounded.
+
+Certificate: the original and the rewritten graph are evaluated side by side, and every value of the rewritten graph that
+promises something (v' = s v + t; without a recorded gauge, equality with the original's value of that name) is held to it:
+max |v' - (s v + t)| <= 1e-11 max(|s v| + |t|) per channel.  Where that fails, the original is evaluated again with its
+parameters and inputs moved by half an ulp of float64: a layer that magnifies rounding (a norm of equal inputs) makes values that
+mean nothing, and a difference within 8 times that movement is no difference.
+
+G1: the same node by node.  Every promised value is replaced by what it should be before the next node reads it, so that each
+rewritten node works on reference inputs and errors do not travel; its outputs must agree to 1e-12 of their componentwise
+magnitude (`magnitude`).  Nodes that stand as in the original, between values that do, are not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from normfold.graph import Array, Gauge, Graph, Node, Value, is_float
+from normfold.record import Comparison
+from normfold.verify.channels import channel_axis, finite_pattern, largest, named, varying_axes
+from normfold.verify.evaluate import Walk, compute
+from normfold.verify.magnitude import magnitude
+from normfold.verify.noise import movement
+from normfold.verify.promises import Held, Reference, promises_of, work_out
+
+CERTIFICATE = 1e-11
+ALGEBRA = 1e-12
+_QUIET = 1e-3  # a channel below this part of the tensor is judged as if it were that large: all it holds is rounding
+_FACTOR = 8.0
+_TINY = 1e-290
+
+
+@dataclass(frozen=True)
+class Certified:
+    """comparisons: of both gates.  outputs: the original's outputs in float64, to judge the runtimes by."""
+
+    comparisons: list[Comparison]
+    outputs: dict[str, Array]
+
+
+def certificate(
+    before: Graph, after: Graph, feeds: Mapping[str, Array], *, family: str = "", algebra: bool = True
+) -> list[Comparison]:
+    """Judge `after`, whose rewritten constants are still float64, against `before`; a difference is a failed comparison.
+
+    algebra: also G1.  Raises CannotTell where an op cannot be evaluated.
+    """
+    return certify(before, after, feeds, family=family, algebra=algebra).comparisons
+
+
+def certify(before: Graph, after: Graph, feeds: Mapping[str, Array], *, family: str = "", algebra: bool = True) -> Certified:
+    """`certificate`, with the original's outputs."""
+    promises = promises_of(after, before)
+    reference = Reference(before, feeds, (gauge.original for gauges in promises.values() for gauge in gauges))
+    judged = _Judged(family)
+    forced = _Forced(before, after, feeds, promises, judged) if algebra else None
+    walk = Walk(after, feeds)
+    met: dict[Value, Held | None] = {}
+
+    def meet(value: Value, array: Array) -> None:
+        for gauge in promises.get(value, ()):
+            original = reference.take(gauge.original)
+            held = judged.promise(value, array, gauge, original)
+            if held is not None and (value not in met or held.free is None):
+                met[value] = held
+
+    for value in after.inputs:
+        meet(value, walk.read(value))
+    if forced is not None:
+        forced.inputs(met)
+    met.clear()
+    for node in after.nodes:
+        results = compute(node, walk.inputs_of(node))
+        walk.settle(node, results)
+        for value, array in zip(node.outputs, results, strict=True):
+            meet(value, array)
+        del results
+        if forced is not None:
+            forced.node(node, met)
+        met.clear()
+    for value in after.outputs:
+        if value.const is not None:
+            meet(value, walk.read(value))
+        if value not in promises:
+            judged.missing(value.name, f"the original has no value {value.name!r} to compare with")
+    outputs = reference.finish()
+    judged.reconsider(before, feeds)
+    return Certified(judged.comparisons, outputs)
+
+
+@dataclass(frozen=True)
+class _Doubt:
+    """A failed promise, to be judged again: the place of its comparison; error, size and scale of each channel."""
+
+    place: int
+    original: str
+    keep: tuple[int, ...]
+    errors: Array
+    sizes: Array
+    scales: Array
+    shape: tuple[int, ...]
+
+
+class _Judged:
+    """Collects comparisons."""
+
+    def __init__(self, family: str) -> None:
+        self.family = family
+        self.comparisons: list[Comparison] = []
+        self.doubts: list[_Doubt] = []
+
+    def add(self, gate: str, subject: str, error: float, allowed: float, where: str) -> None:
+        self.comparisons.append(Comparison(gate, subject, self.family, error, allowed, bool(error <= allowed), where))
+
+    def missing(self, subject: str, where: str) -> None:
+        self.add("certificate", subject, float("inf"), CERTIFICATE, where)
+
+    def promise(self, value: Value, array: Array, gauge: Gauge, original: Array | None) -> Held | None:
+        """Hold one value to one promise; returns the promise worked out, None where that is not possible."""
+        if original is None:
+            self.missing(value.name, f"it is promised in terms of {gauge.original!r}, which the original does not hold")
+            return None
+        held = work_out(gauge, original)
+        if held.expected.shape != array.shape:
+            self.missing(value.name, f"its shape is {list(array.shape)}, promised is {list(held.expected.shape)}")
+            return None
+        if not is_float(array.dtype) or not is_float(held.expected.dtype):
+            wrong = int(np.count_nonzero(array != held.expected))
+            self.add("certificate", value.name, float(wrong), 0.0, f"{wrong} elements differ" if wrong else "")
+            return held
+        keep = varying_axes(array.ndim, gauge.scale, gauge.shift) or channel_axis(array.ndim)
+        self._compare(value, array, gauge, held, keep)
+        return held
+
+    def _compare(self, value: Value, array: Array, gauge: Gauge, held: Held, keep: tuple[int, ...]) -> None:
+        expected, size = held.expected, held.magnitude
+        if held.free is not None:
+            array, expected, size = (np.where(held.free, 0.0, item) for item in (array, expected, size))
+        pattern = finite_pattern(array, expected)
+        if pattern is not None:
+            self.add("certificate", value.name, float("inf"), CERTIFICATE, pattern.where)
+            return
+        with np.errstate(all="ignore"):
+            finite = np.isfinite(expected)
+            errors = largest(np.where(finite, np.abs(array - expected), 0.0), keep)
+            sizes = largest(np.where(finite, size, 0.0), keep)
+            sizes = np.maximum(np.maximum(sizes, _QUIET * np.max(sizes, initial=0.0)), _TINY)
+        worst = int(np.argmax(errors / sizes))
+        error = float(errors[worst] / sizes[worst])
+        self.add("certificate", value.name, error, CERTIFICATE, named(array.shape, keep, worst))
+        if error > CERTIFICATE:
+            scales = largest(np.broadcast_to(np.abs(gauge.scale), array.shape), keep)
+            self.doubts.append(_Doubt(len(self.comparisons) - 1, gauge.original, keep, errors, sizes, scales, array.shape))
+
+    def reconsider(self, before: Graph, feeds: Mapping[str, Array]) -> None:
+        """Judge failed promises again, by what half an ulp of float64 does to the original's value."""
+        if not self.doubts:
+            return
+        moved = movement(before, feeds, {(doubt.original, doubt.keep) for doubt in self.doubts})
+        for doubt in self.doubts:
+            noise = moved.get((doubt.original, doubt.keep))
+            if noise is None or noise.shape != doubt.errors.shape:
+                continue
+            with np.errstate(all="ignore"):
+                allowed = np.maximum(
+                    doubt.sizes, _FACTOR * noise * np.where(np.isfinite(doubt.scales), doubt.scales, 0.0) / CERTIFICATE
+                )
+                ratios = doubt.errors / allowed
+            worst = int(np.argmax(ratios))
+            old = self.comparisons[doubt.place]
+            self.comparisons[doubt.place] = Comparison(
+                old.gate, old.subject, old.family, float(ratios[worst]), old.allowed,
+                bool(ratios[worst] <= old.allowed), named(doubt.shape, doubt.keep, worst),
+            )  # fmt: skip
+
+
+class _Forced:
+    """The rewritten graph on reference inputs: G1."""
+
+    def __init__(
+        self,
+        before: Graph,
+        after: Graph,
+        feeds: Mapping[str, Array],
+        promises: Mapping[Value, tuple[Gauge, ...]],
+        judged: _Judged,
+    ) -> None:
+        self.values = Walk(after, feeds)
+        self.sizes = Walk(after, feeds, lambda value: _absolute(self.values.constants(value)))
+        self.judged = judged
+        self.after = after
+        producers = {value.name: node for node in before.nodes for value in node.outputs}
+        plain = {value for value, gauges in promises.items() if any(g.identity and g.original == value.name for g in gauges)}
+        self.untouched = {
+            node
+            for node in after.nodes
+            if all(value in plain for value in node.outputs)
+            and all(value is None or value.const is not None or value in plain for value in (*node.inputs, *node.captures))
+            and _same(node, producers.get(node.output.name))
+        }
+
+    def inputs(self, met: Mapping[Value, Held | None]) -> None:
+        """Graph inputs, which a rewrite leaves as they are."""
+        for value in self.after.inputs:
+            held = met.get(value)
+            self.sizes.replace(value, _absolute(self.values.read(value)) if held is None else held.magnitude)
+
+    def node(self, node: Node, met: Mapping[Value, Held | None]) -> None:
+        """Judge one node against its outputs' promises, then let these stand for it."""
+        promised = [met.get(value) for value in node.outputs]
+        if node in self.untouched and all(held is not None for held in promised):
+            results = [held.expected for held in promised if held is not None]
+            self.values.settle(node, results)
+            self.sizes.settle(node, [held.magnitude for held in promised if held is not None])
+            return
+        arrays = self.values.inputs_of(node)
+        results = compute(node, arrays)
+        sizes = magnitude(node, self.sizes.inputs_of(node), arrays, results)
+        self.values.settle(node, results)
+        self.sizes.settle(node, sizes)
+        for value, array, size, held in zip(node.outputs, results, sizes, promised, strict=True):
+            if held is None or held.expected.shape != array.shape or not is_float(array.dtype):
+                continue
+            self._compare(value, array, size, held)
+            self.values.replace(value, held.expected if held.free is None else np.where(held.free, array, held.expected))
+            self.sizes.replace(value, held.magnitude if held.free is None else np.where(held.free, size, held.magnitude))
+
+    def _compare(self, value: Value, array: Array, size: Array, held: Held) -> None:
+        expected = held.expected if held.free is None else np.where(held.free, array, held.expected)
+        pattern = finite_pattern(array, expected)
+        if pattern is not None:
+            self.judged.add("G1", value.name, float("inf"), ALGEBRA, pattern.where)
+            return
+        with np.errstate(all="ignore"):
+            ratio = np.abs(array - expected) / np.maximum(np.maximum(size, held.magnitude), _TINY)
+            ratio = np.where(np.isfinite(expected), ratio, 0.0)
+        keep = channel_axis(array.ndim)
+        ratios = largest(ratio, keep)
+        worst = int(np.argmax(ratios))
+        self.judged.add("G1", value.name, float(ratios[worst]), ALGEBRA, named(array.shape, keep, worst))
+
+
+def _absolute(array: Array) -> Array:
+    return np.abs(array) if is_float(array.dtype) else array
+
+
+def _same(node: Node, other: Node | None) -> bool:
+    """True when both are one op with the same attributes and constants, reading values of the same names."""
+    if (
+        other is None
+        or node.kind != other.kind
+        or len(node.inputs) != len(other.inputs)
+        or node.attrs.keys() != other.attrs.keys()
+    ):
+        return False
+    if [value.name for value in node.outputs] != [value.name for value in other.outputs]:
+        return False
+    if not all(_equal(node.attrs[name], other.attrs[name]) for name in node.attrs):
+        return False
+    return all(_same_value(a, b) for a, b in zip((*node.inputs, *node.captures), (*other.inputs, *other.captures), strict=False))
+
+
+def _same_value(a: Value | None, b: Value | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    if a.const is None or b.const is None:
+        return a.const is b.const and a.name == b.name
+    return a.const is b.const or (a.const.shape == b.const.shape and _equal(a.const.read(), b.const.read()))
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return np.array_equal(np.asarray(a), np.asarray(b), equal_nan=np.asarray(a).dtype.kind == "f")

@@ -1,0 +1,168 @@
+"""G2 and G3: results in low precision, judged by the noise that the original has itself.
+
+G2, artefact: the stored constants of the result, evaluated in float64, against the original's.
+G3, runtime: the result in its runtime, against the original in its runtime, both against the float64 reference.
+    |result - ref| <= 8 max(|original - ref|, noise, 2 u RMS), per output and channel,
+with the noise that half-ulp perturbations of the original's parameters make (`noise`), and u half an ulp of the stored type.  A
+channel of few elements meets its largest error by luck, so it is also granted what the whole tensor shows on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from normfold.graph import Array, is_float
+from normfold.record import Comparison
+from normfold.verify.channels import Axes, finite_pattern, largest, named
+from normfold.verify.evaluate import exact
+
+FACTOR = 8.0
+SANE = 512.0
+_FEW = 32  # elements below which a channel says little by itself
+
+
+def artefact(
+    reference: Mapping[str, Array],
+    result: Mapping[str, Array],
+    noise: Sequence[Mapping[str, Array]],
+    *,
+    unit: float,
+    family: str = "",
+) -> list[Comparison]:
+    """G2.  reference, noise, result: float64 evaluations of the original, of perturbed originals, and of the rounded result."""
+    return [
+        judge_output("G2", name, ref, None, result[name], [draw[name] for draw in noise], unit=unit, family=family)
+        for name, ref in reference.items()
+        if name in result
+    ]
+
+
+def runtime(
+    reference: Mapping[str, Array],
+    original: Mapping[str, Array],
+    result: Mapping[str, Array],
+    noise: Sequence[Mapping[str, Array]] = (),
+    *,
+    unit: float,
+    family: str = "",
+) -> list[Comparison]:
+    """G3.  reference, noise: float64 evaluations; original, result: what the two runtimes gave, under the same names."""
+    comparisons: list[Comparison] = []
+    for name, before in original.items():
+        if name not in result:
+            comparisons.append(_failed("G3", name, family, "the result has no such output"))
+            continue
+        ref, draws = reference[name], [draw[name] for draw in noise]
+        comparisons.append(judge_output("G3", name, ref, before, result[name], draws, unit=unit, family=family))
+    return comparisons
+
+
+def sanity(
+    reference: Mapping[str, Array],
+    original: Mapping[str, Array],
+    noise: Sequence[Mapping[str, Array]],
+    *,
+    unit: float,
+    family: str = "",
+) -> list[Comparison]:
+    """Gate "reference": the original's runtime must compute what the float64 evaluation computes, up to 512 times the noise.
+
+    Where that fails the reference cannot judge: the evaluator and the runtime read an op differently, or the noise is too
+    large.  It is not a failure of the result: the comparison cannot be made.
+    """
+    comparisons: list[Comparison] = []
+    for name, array in original.items():
+        ref, draws = reference[name], [draw[name] for draw in noise]
+        if is_float(array.dtype) and array.shape == ref.shape:
+            comparisons.append(
+                judge_output("reference", name, ref, None, array, draws, unit=unit, family=family, factor=SANE, whole=True)
+            )
+        elif array.shape != ref.shape:
+            comparisons.append(_failed("reference", name, family, f"shape {list(array.shape)}, in float64 {list(ref.shape)}"))
+    return comparisons
+
+
+def judge_output(
+    gate: str,
+    name: str,
+    reference: Array,
+    original: Array | None,
+    result: Array,
+    noise: Sequence[Array],
+    *,
+    unit: float,
+    family: str = "",
+    factor: float = FACTOR,
+    whole: bool = False,
+) -> Comparison:
+    """One output: `result` against `reference`, by the errors of `original` (None: not run) and of `noise`.
+
+    whole: the tensor as one channel.  Shapes, types and the pattern of NaN and Inf must be the original's; integers are equal,
+    except where the original's own rounding already changes them.
+    """
+    like = reference if original is None else original
+    if result.shape != like.shape:
+        return _failed(gate, name, family, f"shape {list(result.shape)}, expected {list(like.shape)}")
+    if original is not None and result.dtype != original.dtype:
+        return _failed(gate, name, family, f"type {result.dtype}, expected {original.dtype}")
+    if not is_float(result.dtype):
+        return _integers(gate, name, reference, like, result, noise, family)
+    wide, measure = exact(result), None if original is None else exact(original)
+    pattern = None if gate == "reference" else finite_pattern(wide, exact(like))
+    if pattern is not None:
+        return _failed(gate, name, family, pattern.where)
+    with np.errstate(all="ignore"):
+        usable = np.isfinite(reference) & np.isfinite(wide)
+        error = np.where(usable, np.abs(wide - reference), 0.0)
+        granted = [
+            np.where(usable, np.abs(item - reference), 0.0) for item in ([] if measure is None else [measure]) + list(noise)
+        ]
+        granted = [np.where(np.isfinite(item), item, 0.0) for item in granted]
+    floor = 2 * unit * _rms(reference[usable])
+    worst = Comparison(gate, name, family, 0.0, factor * floor, True)
+    ratio = -1.0
+    for keep in [()] if whole else _channelings(error.shape):
+        errors = largest(error, keep)
+        allowed = np.full_like(errors, floor)
+        for item in granted:
+            allowed = np.maximum(allowed, largest(item, keep))
+            if error.size < _FEW * errors.size:
+                allowed = np.maximum(allowed, _rms(item))
+        allowed = np.maximum(factor * allowed, 5e-324)
+        place = int(np.argmax(errors / allowed))
+        if errors[place] / allowed[place] > ratio:
+            ratio = float(errors[place] / allowed[place])
+            worst = Comparison(
+                gate, name, family, float(errors[place]), float(allowed[place]), ratio <= 1.0, named(error.shape, keep, place)
+            )
+    return worst
+
+
+def _channelings(shape: tuple[int, ...]) -> list[Axes]:
+    """The axes that channels may run along: 1, and the last."""
+    rank = len(shape)
+    return [()] if rank == 0 else [(axis,) for axis in sorted({min(1, rank - 1), rank - 1})]
+
+
+def _rms(array: Array) -> float:
+    """Root of the mean square, safe from overflow."""
+    top = float(np.max(np.abs(array), initial=0.0))
+    return 0.0 if top == 0.0 else top * float(np.sqrt(np.mean(np.square(array / top))))
+
+
+def _integers(
+    gate: str, name: str, reference: Array, original: Array, result: Array, noise: Sequence[Array], family: str
+) -> Comparison:
+    """Integers and bools differ nowhere but where the original's own rounding makes them differ."""
+    wrong = result != original
+    unsure = [original != reference, *(draw != reference for draw in noise if draw.shape == reference.shape)]
+    allowed = FACTOR * max(int(np.count_nonzero(item)) for item in unsure)
+    count = int(np.count_nonzero(wrong))
+    first = tuple(int(i) for i in np.argwhere(wrong)[0]) if count else ()
+    return Comparison(gate, name, family, float(count), float(allowed), count <= allowed, f"first at {first}" if count else "")
+
+
+def _failed(gate: str, name: str, family: str, where: str) -> Comparison:
+    return Comparison(gate, name, family, float("inf"), 0.0, False, where)

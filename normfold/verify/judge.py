@@ -1,0 +1,206 @@
+"""The judgement of one result: every gate on every feed that the time allows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from normfold.errors import CannotTell
+from normfold.graph import Array, Graph, Shape, Value
+from normfold.record import Comparison
+from normfold.verify import gates
+from normfold.verify.certificate import certify
+from normfold.verify.evaluate import run
+from normfold.verify.inputs import Feed
+from normfold.verify.noise import perturbed, unit
+from normfold.verify.runtimes import Runner
+
+Verdict = Literal["same", "different", "cannot tell"]
+BUDGET = 60.0
+
+
+@dataclass
+class Judgement:
+    """What was compared and how it came out.
+
+    comparisons: the worst of each gate and subject over all families.  ran: labels of the feeds that were judged.
+    left_out: label -> why not.  notes: what could not be compared, and why.  seconds: wall time.
+    """
+
+    comparisons: list[Comparison] = field(default_factory=list[Comparison])
+    ran: list[str] = field(default_factory=list[str])
+    left_out: dict[str, str] = field(default_factory=dict[str, str])
+    notes: list[str] = field(default_factory=list[str])
+    seconds: float = 0.0
+
+    @property
+    def failed(self) -> list[Comparison]:
+        """The comparisons that say "different"."""
+        return [item for item in self.comparisons if not item.passed and item.gate != "reference"]
+
+    @property
+    def verdict(self) -> Verdict:
+        """A failed gate says "different"; no gate, or a reference that is not to be trusted, "cannot tell"."""
+        if self.failed:
+            return "different"
+        judged = any(item.gate != "contract" and item.gate != "reference" for item in self.comparisons)
+        return "same" if judged and all(item.passed for item in self.comparisons) else "cannot tell"
+
+
+def judge(
+    before: Graph,
+    after: Graph | None,
+    original: Runner | None,
+    result: Runner | None,
+    feeds: Sequence[Feed],
+    *,
+    budget: float = BUDGET,
+    draws: int = 2,
+    seed: int = 0,
+) -> Judgement:
+    """Judge a rewritten model.
+
+    before: the view as captured.  after: the rewritten view, its new constants still float64 (None: runtimes only).
+    original, result: the two models in their runtimes (None: G2 instead of G3, on `after` rounded).
+    feeds: what to compare on, the most telling first (`inputs.feeds`); the first is always judged, the others while the time that
+    the first took fits into what is left of `budget` seconds.  draws: perturbed evaluations of the original per feed.
+
+    A difference is a failed comparison, never an exception.  A feed that the original itself cannot run (sizes that it does not
+    allow) is left out with the reason.  Raises CannotTell where the first feed cannot be evaluated.
+    """
+    began = time.perf_counter()
+    verdict = Judgement()
+    worst: dict[tuple[str, str], Comparison] = {}
+    if after is not None:
+        _keep(worst, contract(before, after))
+    coarse = unit(before)
+    longest = 0.0
+    for place, feed in enumerate(feeds):
+        started = time.perf_counter()
+        if place and started - began + longest > budget:
+            verdict.left_out[feed.label] = f"the budget of {budget:g} s was spent"
+            continue
+        try:
+            _keep(worst, _one(before, after, original, result, feed, coarse, draws, seed, algebra=place < 2, notes=verdict.notes))
+        except _NotRun as reason:
+            verdict.left_out[feed.label] = str(reason)
+            continue
+        except CannotTell:
+            if not verdict.ran:
+                raise
+            verdict.left_out[feed.label] = "it cannot be evaluated in float64"
+            continue
+        verdict.ran.append(feed.label)
+        longest = max(longest, time.perf_counter() - started)
+    verdict.comparisons = list(worst.values())
+    verdict.seconds = time.perf_counter() - began
+    return verdict
+
+
+class _NotRun(Exception):
+    """The original does not run on a feed."""
+
+
+def _keep(worst: dict[tuple[str, str], Comparison], comparisons: Sequence[Comparison]) -> None:
+    """Keep the worst comparison of each gate and subject: the first that failed, else the closest to failing."""
+    for item in comparisons:
+        key = (item.gate, item.subject)
+        held = worst.get(key)
+        if held is None or (held.passed and (not item.passed or _closeness(item) > _closeness(held))):
+            worst[key] = item
+
+
+def _closeness(item: Comparison) -> float:
+    return item.error / item.allowed if item.allowed else item.error
+
+
+def _one(
+    before: Graph,
+    after: Graph | None,
+    original: Runner | None,
+    result: Runner | None,
+    feed: Feed,
+    coarse: float,
+    draws: int,
+    seed: int,
+    *,
+    algebra: bool,
+    notes: list[str],
+) -> list[Comparison]:
+    family, found = feed.label, list[Comparison]()
+    first: dict[str, Array] | None = None
+    if original is not None:
+        try:
+            first = _named(before, original.run(feed.arrays), original)
+        except CannotTell as error:
+            raise _NotRun(f"the original does not run on it: {error}") from error
+    if after is not None:
+        certified = certify(before, after, feed.arrays, family=family, algebra=algebra)
+        reference = certified.outputs
+        found += certified.comparisons
+    else:
+        reference = run(before, feed.arrays)
+    noise = [run(before, feed.arrays, constants=perturbed(seed + draw)) for draw in range(draws)]
+    if first is not None:
+        found += gates.sanity(reference, first, noise, unit=coarse, family=family)
+    if first is not None and result is not None:
+        try:
+            second = _named(before, result.run(feed.arrays), result)
+        except CannotTell as error:
+            return [*found, Comparison("G3", "the result", family, float("inf"), 0.0, False, f"it does not run: {error}")]
+        found += gates.runtime(reference, first, second, noise, unit=coarse, family=family)
+    elif after is not None:
+        rounded = after.clone()
+        rounded.round_constants()
+        found += gates.artefact(reference, run(rounded, feed.arrays), noise, unit=coarse, family=family)
+        text = "no runtime was compared: the artefact was judged in float64 (G2)"
+        if text not in notes:
+            notes.append(text)
+    return found
+
+
+def _named(before: Graph, outputs: Mapping[str, Array], runner: Runner) -> dict[str, Array]:
+    """A runner's outputs under the graph's output names: by name, else in order, aligned at the end.
+
+    What a program writes to its own buffers comes first among the outputs of its view; a runner does not return it.
+    """
+    names = [value.name for value in before.outputs]
+    if set(outputs) <= set(names):
+        return dict(outputs)
+    if len(outputs) > len(names):
+        raise CannotTell(f"the model gives {len(outputs)} outputs ({', '.join(runner.outputs)}), expected {', '.join(names)}")
+    return dict(zip(names[len(names) - len(outputs) :], outputs.values(), strict=True))
+
+
+def contract(before: Graph, after: Graph) -> list[Comparison]:
+    """Gate "contract": inputs, outputs and overridable constants keep their names, order, types and shapes."""
+    found = [
+        _same("inputs", [value.name for value in before.inputs], [value.name for value in after.inputs]),
+        _same("outputs", [value.name for value in before.outputs], [value.name for value in after.outputs]),
+        _same("overridable constants", sorted(v.name for v in before.pinned), sorted(v.name for v in after.pinned)),
+    ]
+    for old, new in [*zip(before.inputs, after.inputs, strict=False), *zip(before.outputs, after.outputs, strict=False)]:
+        same = old.dtype == new.dtype and _fits(old.shape, new.shape)
+        text = "" if same else f"was {_text(old)}, is {_text(new)}"
+        found.append(Comparison("contract", old.name, "", 0.0 if same else 1.0, 0.0, same, text))
+    return found
+
+
+def _same(subject: str, old: list[str], new: list[str]) -> Comparison:
+    same = old == new
+    text = "" if same else f"were {', '.join(old)}; are {', '.join(new)}"
+    return Comparison("contract", subject, "", 0.0 if same else 1.0, 0.0, same, text)
+
+
+def _fits(old: Shape | None, new: Shape | None) -> bool:
+    """Known sizes agree; what was dynamic is not fixed."""
+    if old is None or new is None:
+        return True
+    return len(old) == len(new) and all(a == b or a is None or b is None for a, b in zip(old, new, strict=True))
+
+
+def _text(value: Value) -> str:
+    shape = "?" if value.shape is None else "x".join("?" if dim is None else str(dim) for dim in value.shape)
+    return f"{value.dtype} {shape}"

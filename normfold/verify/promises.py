@@ -1,0 +1,101 @@
+"""What every value of a rewritten graph is promised to hold, and the original values that these promises speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from normfold.graph import Array, Gauge, Graph, Value, is_float
+from normfold.verify.evaluate import Walk
+
+
+def promises_of(after: Graph, before: Graph) -> dict[Value, tuple[Gauge, ...]]:
+    """Recorded gauges; where none are recorded, equality with the value of the same name in `before`, if there is one."""
+    names = {value.name for value in (*before.values(), *before.constants())}
+    found: dict[Value, tuple[Gauge, ...]] = {}
+    for value in (*after.values(), *after.outputs):
+        if value.gauges:
+            found[value] = value.gauges
+        elif value.name in names:
+            found[value] = (Gauge(value.name, np.ones(()), np.zeros(())),)
+    return found
+
+
+@dataclass(frozen=True)
+class Held:
+    """One promise worked out: what the value should be, how large the terms are, where nothing is promised.
+
+    expected, magnitude: s v + t and |s v| + |t|, of the value's shape (an integer value has itself).  free: True where the
+    promise leaves a channel open (NaN in its scale), None when nowhere.
+    """
+
+    expected: Array
+    magnitude: Array
+    free: Array | None
+
+
+def work_out(gauge: Gauge, original: Array) -> Held:
+    """The promise of `gauge` for the original's array."""
+    if not is_float(original.dtype):
+        return Held(original, original, None)
+    open_ = np.isnan(gauge.scale) | np.isnan(gauge.shift)
+    if gauge.identity:
+        return Held(original, np.abs(original), None)
+    with np.errstate(all="ignore"):
+        scale, shift = (
+            (gauge.scale, gauge.shift)
+            if not open_.any()
+            else (np.where(open_, 0.0, gauge.scale), np.where(open_, 0.0, gauge.shift))
+        )
+        scaled = scale * original
+        expected, magnitude = scaled + shift, np.abs(scaled) + np.abs(shift)
+    return Held(expected, magnitude, np.broadcast_to(open_, expected.shape) if open_.any() else None)
+
+
+class Reference:
+    """The original's values in the order in which they are asked for; each is dropped after it was asked for the last time."""
+
+    def __init__(self, before: Graph, feeds: Mapping[str, Array], wanted: Iterator[str]) -> None:
+        self._walk = Walk(before, feeds)
+        self._steps = iter(self._walk)
+        self._constants = {value.name: value for value in (*before.constants(), *before.outputs) if value.const is not None}
+        self._left: dict[str, int] = {}
+        for name in wanted:
+            self._left[name] = self._left.get(name, 0) + 1
+        self._held: dict[str, Array] = {}
+        self.outputs: dict[str, Array] = {}
+        self._output_names = {value.name for value in before.outputs}
+
+    def take(self, name: str) -> Array | None:
+        """The array of the value `name`; None when the original has no such value.  Asked for as often as it was wanted."""
+        if name in self._constants:
+            return self._walk.read(self._constants[name])
+        while name not in self._held and self._advance():
+            pass
+        array = self._held.get(name)
+        self._left[name] = self._left.get(name, 0) - 1
+        if self._left[name] <= 0:
+            self._held.pop(name, None)
+        return array
+
+    def _advance(self) -> bool:
+        step = next(self._steps, None)
+        if step is None:
+            return False
+        value, array = step
+        if self._left.get(value.name, 0) > 0:
+            self._held[value.name] = array
+        if value.name in self._output_names:
+            self.outputs[value.name] = array
+        return True
+
+    def finish(self) -> dict[str, Array]:
+        """Run to the end; the original's outputs, in its order."""
+        while self._advance():
+            pass
+        for value in self._walk.graph.outputs:
+            if value.const is not None:
+                self.outputs[value.name] = self._walk.read(value)
+        return {value.name: self.outputs[value.name] for value in self._walk.graph.outputs}
