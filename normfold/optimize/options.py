@@ -28,7 +28,7 @@ class Options:
     keep_overridable: ONNX initializers that are also graph inputs stay overridable by the caller.
     opset: opset of an ONNX result, None for the input's own or the exporter's default.
     outputs: files to write, none for a result in memory.  force: replace existing ones.
-    in_place: write over the input.  dry_run: do everything but write.
+    in_place: the input itself may stand among the outputs.  dry_run: do everything but write.
     """
 
     objective: Objective = "latency"
@@ -54,8 +54,6 @@ class Options:
             raise UsageError(f"{', '.join(both)} is asked for by `only` and by `skip`; name it in one of them")
         if self.seconds <= 0:
             raise UsageError(f"seconds is the time for measuring, above 0; got {self.seconds}")
-        if self.in_place and self.outputs:
-            raise UsageError("in_place writes over the input; leave out the outputs, or in_place")
 
     def keeps(self, *names: str) -> bool:
         """True when one of `names` (module path, node name) matches a `keep` pattern."""

@@ -1,0 +1,5 @@
+"""``python -m normfold``."""
+
+from normfold.cli import main
+
+main()

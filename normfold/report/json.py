@@ -1,0 +1,37 @@
+"""The record as JSON: what ``--json`` prints and the manifest holds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from normfold.record import Record
+
+SCHEMA = 1
+
+
+def to_json(record: Record) -> str:
+    """Indented JSON; keys stand in the order of the record's fields, names of outputs, versions and stages sorted.
+
+    Numbers that JSON does not know are the strings "nan", "inf" and "-inf".
+    """
+    fields = record.as_dict()
+    for name in ("outputs", "versions", "inserted"):
+        fields[name] = dict(sorted(fields[name].items()))
+    return json.dumps(
+        _plain({"schema": SCHEMA, "passed": record.passed, **fields}), indent=2, allow_nan=False, ensure_ascii=False
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in cast("list[Any]", value)]
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        value = value.item()  # a numpy scalar
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
