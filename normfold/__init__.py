@@ -1,1 +1,40 @@
-"""normfold."""
+"""normfold: remove every normalization layer that can exactly go, and prove it.
+
+    result = normfold.optimize("net.onnx")             # a path: .onnx, .pt2, or a checkpoint with model="net.py:factory"
+    result = normfold.optimize(module, (images,))      # a live module and example arguments; the module is never touched
+    result.module, result.record, result.save("net.folded.onnx")
+
+Public names: optimize, inspect, Options, Result, Record, and the exceptions in normfold.errors.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from normfold.api import inspect, optimize
+    from normfold.optimize import Options, Result
+    from normfold.record import Record
+
+__all__ = ["Options", "Record", "Result", "inspect", "optimize"]
+
+_HOMES = {
+    "Options": "normfold.optimize",
+    "Record": "normfold.record",
+    "Result": "normfold.optimize",
+    "inspect": "normfold.api",
+    "optimize": "normfold.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used: `import normfold` itself stays light."""
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'normfold' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

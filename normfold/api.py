@@ -1,0 +1,91 @@
+"""The Python API: the same pipeline as the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from normfold.load import Call, load
+from normfold.optimize import Objective, Options, Result
+from normfold.optimize import inspect as inspect_loaded
+from normfold.optimize import run
+from normfold.record import Record
+
+
+def optimize(
+    model: Any,
+    inputs: Any = None,
+    *,
+    objective: Objective = "latency",
+    outputs: Sequence[str | Path] = (),
+    dynamic: Sequence[str] = (),
+    factory: str | None = None,
+    verify: bool = True,
+    simplify: bool = False,
+    timing: bool = False,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    keep_overridable: bool = False,
+    opset: int | None = None,
+    force: bool = False,
+) -> Result:
+    """Remove the normalization layers of `model` that can exactly go, and prove that the function is the same.
+
+    model: a path (.onnx, .pt2, or a checkpoint with `factory`), an nn.Module (never changed), an ExportedProgram or an
+      onnx.ModelProto.
+    inputs: example arguments of a torch model: a tuple of positional arguments, a tensor, a (args, kwargs) pair, or input specs
+      as on the command line (``["image=1x3x224x224"]``).
+    objective: "latency" never makes the result slower; "norms" removes all that can exactly go.
+    outputs: files to write (.onnx, .pt2).  dynamic: open sizes of a torch input (``["image=Nx3xHxW"]``).
+    factory: ``path.py:function`` that builds the network of a checkpoint.
+    verify: judge the result in float64 and in its runtime.  simplify: tidy an ONNX result with onnxsim.  timing: measure latency.
+    only, skip: rewrite ids.  keep: shell patterns of module paths that stay.  force: replace existing outputs.
+
+    Raises normfold.errors.NormfoldError: InputRefused, UsageError, ResultDiffers (nothing is written), CannotTell.
+    """
+    options = Options(
+        objective=objective,
+        verify=verify,
+        simplify=simplify,
+        timing=timing,
+        only=tuple(only),
+        skip=tuple(skip),
+        keep=tuple(keep),
+        keep_overridable=keep_overridable,
+        opset=opset,
+        outputs=tuple(Path(path) for path in outputs),
+        force=force,
+    )
+    record = Record()
+    return run(_load(model, inputs, dynamic, factory, record), options, record)
+
+
+def inspect(model: Any, inputs: Any = None, *, dynamic: Sequence[str] = (), factory: str | None = None) -> Record:
+    """Every normalization layer of `model`, how healthy it is, and what `optimize` would do with it; nothing is written.
+
+    Arguments and errors as for `optimize`.
+    """
+    record = Record()
+    return inspect_loaded(_load(model, inputs, dynamic, factory, record), record)
+
+
+def _load(model: Any, inputs: Any, dynamic: Sequence[str], factory: str | None, record: Record) -> Any:
+    specs: list[str] | None = None
+    calls: list[Call] | None = None
+    if inputs is not None:
+        if isinstance(inputs, (list, tuple)) and inputs and all(isinstance(item, str) for item in inputs):
+            specs = [str(item) for item in inputs]
+        else:
+            calls = [_call(inputs)]
+    return load(model, model=factory, inputs=specs, calls=calls, dynamic=list(dynamic) or None, record=record)
+
+
+def _call(inputs: Any) -> Call:
+    """(args, kwargs) of one call, from what people write."""
+    if isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[0], tuple) and isinstance(inputs[1], dict):
+        return inputs
+    if isinstance(inputs, dict):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
