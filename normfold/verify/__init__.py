@@ -6,7 +6,7 @@
 from normfold.verify.certificate import certificate
 from normfold.verify.evaluate import Walk, run
 from normfold.verify.inputs import FAMILIES, Feed, bindings, feeds, make, read_data
-from normfold.verify.judge import Judgement, contract, judge
+from normfold.verify.judgement import Judgement, contract, judge
 from normfold.verify.runtimes import OnnxRunner, Runner, TorchRunner
 
 __all__ = [

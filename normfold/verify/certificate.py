@@ -3,7 +3,7 @@
 Certificate: the original and the rewritten graph are evaluated side by side, and every value of the rewritten graph that
 promises something (v' = s v + t; without a recorded gauge, equality with the original's value of that name) is held to it:
 max |v' - (s v + t)| <= 1e-11 max(|s v| + |t|) per channel.  Where that fails, the original is evaluated again with its
-parameters and inputs moved by half an ulp of float64: a layer that magnifies rounding (a norm of equal inputs) makes values that
+parameters and inputs moved by an ulp of float64: a layer that magnifies rounding (a norm of equal inputs) makes values that
 mean nothing, and a difference within 8 times that movement is no difference.
 
 G1: the same node by node.  Every promised value is replaced by what it should be before the next node reads it, so that each
@@ -157,7 +157,7 @@ class _Judged:
             self.doubts.append(_Doubt(len(self.comparisons) - 1, gauge.original, keep, errors, sizes, scales, array.shape))
 
     def reconsider(self, before: Graph, feeds: Mapping[str, Array]) -> None:
-        """Judge failed promises again, by what half an ulp of float64 does to the original's value."""
+        """Judge failed promises again, by what an ulp of float64 does to the original's value."""
         if not self.doubts:
             return
         moved = movement(before, feeds, {(doubt.original, doubt.keep) for doubt in self.doubts})

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -77,16 +78,19 @@ class TorchRunner:
     """An ExportedProgram or an nn.Module in eager PyTorch, without gradients.
 
     inputs, outputs: names of the flat tensors, in order; an ExportedProgram knows its own, a module's are needed.
-    The module runs as it is: the caller has put it in eval mode.
+    The module runs as it is: the caller has put it in eval mode.  Buffers that it writes to are put back after each run, so that
+    every run starts from the same state.
     """
 
     def __init__(self, model: Any, *, inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> None:
+        self._leaves: list[_Leaf] = []
+        self._kept: list[bool] = []
         self._spec: Any = None
-        signature = getattr(model, "graph_signature", None)
-        if signature is not None:
+        if hasattr(model, "graph_signature"):
+            self._leaves, self._kept = _signature(model)
             self._spec = model.call_spec.in_spec
-            self.inputs = [str(name) for name in (inputs or signature.user_inputs)]
-            self.outputs = [str(name) for name in (outputs or signature.user_outputs)]
+            self.inputs = list(inputs or [leaf.name for leaf in self._leaves if leaf.name])
+            self.outputs = list(outputs or _output_names(model))
             self._module = model.module()
         else:
             self.inputs, self.outputs, self._module = list(inputs or ()), list(outputs or ()), model
@@ -96,21 +100,72 @@ class TorchRunner:
         import torch
         from torch.utils import _pytree as pytree
 
-        tensors = [_tensor(array) for array in in_order(self.inputs, feeds)]
+        arrays = in_order(self.inputs, feeds)
+        buffers = [(buffer, buffer.detach().clone()) for buffer in self._module.buffers()]
         try:
             with torch.no_grad():
-                if self._spec is not None:
-                    args, kwargs = pytree.tree_unflatten(tensors, self._spec)
-                    result = self._module(*args, **kwargs)
+                if self._spec is None:
+                    result = self._module(*(_tensor(array) for array in arrays))
                 else:
-                    result = self._module(*tensors)
+                    args, kwargs = pytree.tree_unflatten(_filled(self._leaves, arrays), self._spec)
+                    result = self._module(*args, **kwargs)
+                leaves = [_array(leaf) for leaf in pytree.tree_leaves(result) if leaf is not None]
         except Exception as error:  # whatever the user's forward, or torch, raises
             raise CannotTell(f"torch failed on these inputs: {_line(error)}") from error
-        leaves = cast("list[Any]", pytree.tree_leaves(result))
+        finally:
+            with torch.no_grad():
+                for buffer, old in buffers:
+                    buffer.copy_(old)
+        if self._kept:
+            leaves = [leaf for leaf, kept in zip(leaves, self._kept, strict=False) if kept]
         names = self.outputs or [f"output_{i}" for i in range(len(leaves))]
         if len(names) != len(leaves):
             raise CannotTell(f"the model gave {len(leaves)} outputs, expected {', '.join(names)}")
-        return {name: _array(leaf) for name, leaf in zip(names, leaves, strict=True)}
+        return dict(zip(names, leaves, strict=True))
+
+
+@dataclass(frozen=True)
+class _Leaf:
+    """One leaf of a program's arguments: a tensor of that name, a number of that name, or a constant ("" as name)."""
+
+    name: str
+    number: bool = False
+    constant: Any = None
+
+
+def _signature(program: Any) -> tuple[list[_Leaf], list[bool]]:
+    """The leaves of the arguments, and which leaves of the result are tensors."""
+    from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, TensorArgument
+
+    leaves: list[_Leaf] = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind != InputKind.USER_INPUT:
+            continue
+        if isinstance(spec.arg, ConstantArgument):
+            leaves.append(_Leaf("", constant=spec.arg.value))
+        else:
+            leaves.append(_Leaf(spec.arg.name, number=not isinstance(spec.arg, TensorArgument)))
+    results = [spec.arg for spec in program.graph_signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+    return leaves, [not isinstance(arg, ConstantArgument) for arg in results if getattr(arg, "value", arg) is not None]
+
+
+def _output_names(program: Any) -> list[str]:
+    from torch.export.graph_signature import ConstantArgument, OutputKind
+
+    specs = program.graph_signature.output_specs
+    return [spec.arg.name for spec in specs if spec.kind == OutputKind.USER_OUTPUT and not isinstance(spec.arg, ConstantArgument)]
+
+
+def _filled(leaves: Sequence[_Leaf], arrays: Sequence[Array]) -> list[Any]:
+    rest = iter(arrays)
+    filled: list[Any] = []
+    for leaf in leaves:
+        if not leaf.name:
+            filled.append(leaf.constant)
+        else:
+            array = next(rest)
+            filled.append(array.item() if leaf.number else _tensor(array))
+    return filled
 
 
 def _tensor(array: Array) -> Any:
