@@ -36,17 +36,22 @@ def conv_weight(weight: Floats, gauges: Gauges, groups: int) -> Floats:
     """W' of a convolution; weight is [O, I/groups, *kernel]."""
     out, per_group = weight.shape[:2]
     ones = (1,) * (weight.ndim - 2)
-    s_x = gauges.s_x.reshape(groups, 1, per_group, *ones)
-    grouped = weight.reshape(groups, out // groups, per_group, *weight.shape[2:])
-    return (grouped / s_x).reshape(weight.shape) * gauges.s_y.reshape(out, 1, *ones)
+    scaled = weight * gauges.s_y.reshape(out, 1, *ones)
+    if np.any(gauges.s_x != 1.0):  # most folds leave the input alone: one pass less over the weight
+        grouped = scaled.reshape(groups, out // groups, per_group, *weight.shape[2:])
+        grouped /= gauges.s_x.reshape(groups, 1, per_group, *ones)
+    return scaled
 
 
 def conv_bias(weight: Floats, bias: Floats, gauges: Gauges, groups: int) -> Floats:
     """b' [O] of an unpadded convolution (or of a padded one with t_x = 0)."""
-    out, per_group = weight.shape[:2]
-    taps = weight.reshape(groups, out // groups, per_group, -1).sum(axis=3)
-    offset = (gauges.t_x / gauges.s_x).reshape(groups, 1, per_group)
-    return gauges.s_y * (bias - (taps * offset).sum(axis=2).reshape(out)) + gauges.t_y
+    moved = 0.0
+    if np.any(gauges.t_x != 0.0):
+        out, per_group = weight.shape[:2]
+        taps = weight.reshape(groups, out // groups, per_group, -1).sum(axis=3)
+        offset = (gauges.t_x / gauges.s_x).reshape(groups, 1, per_group)
+        moved = (taps * offset).sum(axis=2).reshape(out)
+    return gauges.s_y * (bias - moved) + gauges.t_y
 
 
 def conv_transpose_weight(weight: Floats, gauges: Gauges, groups: int) -> Floats:

@@ -44,7 +44,8 @@ def _absorb_conv(node: Node, g: Regauge) -> None:
     bias = _constant(node, 2) if node.input(2) is not None else np.zeros(weight.shape[0])
     like = node.inputs[1]
     assert like is not None
-    g.replace(node, 1, absorb.conv_weight(weight, gauges, groups))
+    if g.rescales(_input(node), node.output):
+        g.replace(node, 1, absorb.conv_weight(weight, gauges, groups))
     g.set_bias(node, 2, absorb.conv_bias(weight, bias, gauges, groups), like)
 
 
@@ -55,7 +56,8 @@ def _absorb_conv_transpose(node: Node, g: Regauge) -> None:
     bias = _constant(node, 2) if node.input(2) is not None else np.zeros(outputs)
     like = node.inputs[1]
     assert like is not None
-    g.replace(node, 1, absorb.conv_transpose_weight(weight, gauges, groups))
+    if g.rescales(_input(node), node.output):
+        g.replace(node, 1, absorb.conv_transpose_weight(weight, gauges, groups))
     g.set_bias(node, 2, gauges.s_y * bias + gauges.t_y, like)
 
 
@@ -78,12 +80,13 @@ def _absorb_gemm(node: Node, g: Regauge) -> None:
     stored = _constant(node, 1)
     weight = stored.T if node.attrs.get("transB", 0) else stored
     gauges = g.ends(_input(node), node.output, *weight.shape)
-    folded = absorb.matrix(weight, gauges)
     offset = absorb.matrix_offset(alpha * weight, gauges)
     bias = _constant(node, 2) if node.input(2) is not None else np.zeros(weight.shape[1])
     like = node.inputs[1]
     assert like is not None
-    g.replace(node, 1, folded.T if node.attrs.get("transB", 0) else folded)
+    if g.rescales(_input(node), node.output):
+        folded = absorb.matrix(weight, gauges)
+        g.replace(node, 1, folded.T if node.attrs.get("transB", 0) else folded)
     if np.any(offset != 0.0):
         g.set_bias(node, 2, gauges.s_y * bias + offset / beta, like)
     elif node.input(2) is not None:
@@ -128,8 +131,10 @@ def _absorb_matmul(node: Node, g: Regauge) -> None:
     stored = like.const.float64() if like.const is not None else np.zeros((0, 0))
     weight = stored if on_right else stored.T
     gauges = g.ends(x, node.output, *weight.shape)
-    folded, offset = absorb.matrix(weight, gauges), absorb.matrix_offset(weight, gauges)
-    g.replace(node, 1 if on_right else 0, folded if on_right else folded.T)
+    offset = absorb.matrix_offset(weight, gauges)
+    if g.rescales(x, node.output):
+        folded = absorb.matrix(weight, gauges)
+        g.replace(node, 1 if on_right else 0, folded if on_right else folded.T)
     if np.any(offset != 0.0):
         _add_behind(node, offset if on_right else offset[:, None], like, g)
 

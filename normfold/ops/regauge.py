@@ -59,12 +59,16 @@ class Regauge:
         """Gauges of a layer between the `inputs` channels of x and the `outputs` channels of y."""
         return Gauges(*self.channels(x, inputs), *self.channels(y, outputs))
 
+    def rescales(self, *values: Value) -> bool:
+        """True when one of `values` has a scale other than one."""
+        return any(bool(np.any(self.scale(value) != 1.0)) for value in values)
+
     def replace(self, node: Node, slot: int, array: Array) -> None:
         """Give `node` a new float64 constant at `slot`; equal replacements of one shared constant stay shared."""
         old = node.inputs[slot]
         assert old is not None and old.const is not None
-        if array.shape == old.const.shape and np.array_equal(array, old.const.float64(), equal_nan=True):
-            return
+        if array.ndim < 2 and array.shape == old.const.shape and np.array_equal(array, old.const.float64(), equal_nan=True):
+            return  # (large weights are compared by their gauges, which costs nothing: `rescales`)
         shared = len(old.uses) > 1 or old in self._shared
         if shared:
             self._shared.add(old)

@@ -69,6 +69,7 @@ def run(loaded: Loaded, options: Options, record: Record) -> Result:
     with _stage(record, "capture"):
         route = open_route(loaded, options, record)
         record.before = size_of(route.graph)
+        route.graph.keep_exact = options.verify  # without proof constants are rounded at once: half the memory
         tidy(route.graph, record)
     with _stage(record, "rewrite"):
         outcome = rewrite(route.graph, options)

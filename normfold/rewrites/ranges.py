@@ -28,10 +28,11 @@ def fits(array: Array, dtype: np.dtype[np.generic]) -> bool:
     elements beside larger ones have not, measured against their row.
     """
     info = ml_dtypes.finfo(dtype) if dtype == BFLOAT16 else np.finfo(dtype)
-    size = np.abs(array.astype(np.float64))
-    if not np.all(size <= float(info.max)):
-        return False
-    if array.ndim < 2 or array.size == 0:
+    array = array.astype(np.float32) if array.dtype == BFLOAT16 else array
+    flat = array.reshape(array.shape[0] if array.ndim > 1 else 1, -1)
+    if flat.size == 0:
         return True
-    rows = size.reshape(size.shape[0], -1).max(axis=1)
-    return not np.any((rows > 0) & (rows < float(info.smallest_normal)))
+    rows = np.maximum(flat.max(axis=1), -flat.min(axis=1)).astype(np.float64)  # NaN stays NaN
+    if not np.all(rows <= float(info.max)):
+        return False
+    return array.ndim < 2 or not np.any((rows > 0) & (rows < float(info.smallest_normal)))
