@@ -95,12 +95,11 @@ def _random(inputs: list[OnnxInput], known: dict[str, OnnxInput], specs: Sequenc
                 raise UsageError(f"--input {item.name} is {spec.dtype}, the model declares {item.dtype}; leave the type out")
             feed[item.name] = spec.array(rng, item.dtype or np.dtype(np.float32))
             continue
+        if item.dtype is None:
+            record.warn(f"input {item.name!r} is not a tensor of numbers: give example inputs with --inputs")
+            return []
         shape = _filled(item, sizes, record)
-        if shape is None or item.dtype is None:
-            if item.dtype is None:
-                record.warn(
-                    f"input {item.name!r} is not a tensor of numbers: no example inputs were made; give them with --inputs"
-                )
+        if shape is None:
             return []
         feed[item.name] = random_array(shape, item.dtype, rng)
     for name in by_name.keys() - {item.name for item in inputs}:

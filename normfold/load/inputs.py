@@ -13,6 +13,7 @@ writes).
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections.abc import Sequence
@@ -54,7 +55,7 @@ def parse_input(text: str) -> InputSpec:
     shape = tuple(_size(text, part) for part in re.split("[x,]", sizes.strip())) if sizes.strip() else ()
     if not equals and not sizes.strip() and not type_name:
         raise UsageError("--input is empty; expected name=1x3x32x32 or 1x3x32x32:float32")
-    if int(np.prod([float(size) for size in shape] or [1.0])) > _LARGEST:
+    if math.prod(shape) > _LARGEST:
         raise UsageError(f"--input {text!r} has more than {_LARGEST} elements; give a smaller example")
     return InputSpec(name.strip(), shape, dtype_named(type_name.strip(), f"--input {text!r}") if type_name else None)
 
@@ -97,9 +98,10 @@ def random_array(shape: Sequence[int], dtype: np.dtype[Any], rng: np.random.Gene
 def read_data(path: Path) -> tuple[dict[str, Array], list[Array]]:
     """(named, positional) arrays of an .npz file.  Raises UsageError; pickled objects are refused."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise UsageError(f"--data {path} is a single array; save it with np.savez(path, name=array)")
+        archive = np.load(path, allow_pickle=False)
+        if not hasattr(archive, "files"):
+            raise UsageError(f"--data {path} is a single array; save it with np.savez(path, name=array)")
+        with archive:
             arrays = {name: np.asarray(archive[name]) for name in archive.files}
     except FileNotFoundError:
         raise UsageError(f"--data {path} does not exist; check the path") from None

@@ -39,6 +39,7 @@ _ATOMS = (
     ast.Tuple,
     ast.IfExp,
 )
+_QUOTED = ("Symbol", "Float", "Integer", "Rational")  # functions whose arguments sympy prints as strings
 _LONG, _EXPONENT = 5000, 8
 
 
@@ -68,20 +69,22 @@ def judge(content: Any) -> str | None:
 def plain_expression(text: str) -> bool:
     """True for what sympy prints of a size: ``Mul(Integer(2), Symbol('s0', integer=True))``, ``s0//2 + 1``."""
     tree = _parsed(text)
-    return tree is not None and all(_plain_size(node) for node in ast.walk(tree))
+    if tree is None:
+        return False
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    quoted = {id(item) for node in calls if isinstance(node.func, ast.Name) and node.func.id in _QUOTED for item in node.args}
+    return all(_plain_size(node, id(node) in quoted) for node in ast.walk(tree))
 
 
-def _plain_size(node: ast.AST) -> bool:
+def _plain_size(node: ast.AST, quoted: bool) -> bool:
     if isinstance(node, ast.Call):
         return isinstance(node.func, ast.Name) and node.func.id in _FUNCTIONS and _small_power(node.func.id, node.args)
     if isinstance(node, ast.BinOp):
-        return not isinstance(node.op, ast.Pow) or _small_power("Pow", [node.left, node.right])
+        return not isinstance(node.op, (ast.Pow, ast.LShift)) or _small_power("Pow", [node.left, node.right])
     if isinstance(node, ast.Name):
         return not node.id.startswith("_") and "__" not in node.id
     if isinstance(node, ast.Constant):
-        return isinstance(node.value, (int, float)) or (
-            isinstance(node.value, str) and bool(re.fullmatch(r"[\w.+-]{1,40}", node.value))
-        )
+        return isinstance(node.value, (int, float)) or (quoted and bool(re.fullmatch(r"[\w.+-]{1,40}", str(node.value))))
     return isinstance(node, (*_ATOMS, ast.UnaryOp, ast.keyword))
 
 
