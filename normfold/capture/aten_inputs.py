@@ -12,7 +12,7 @@ from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.fx import Node as FxNode
 from torch.utils import _pytree as pytree
 
-from normfold.capture.aten_values import to_array
+from normfold.capture.aten_values import outputs_of, to_array
 from normfold.errors import UsageError
 from normfold.graph import Array, Graph, Value
 
@@ -76,8 +76,7 @@ def flatten_outputs(graph: Graph, result: Any) -> dict[str, Array]:
     leaves = iter(pytree.tree_leaves(result, is_leaf=lambda leaf: leaf is None))
     named = iter(user_outputs(graph))
     arrays: dict[str, Array] = {}
-    output = ep.graph.output_node()
-    for argument, spec in zip(output.args[0], ep.graph_signature.output_specs, strict=True):
+    for argument, spec in zip(outputs_of(ep), ep.graph_signature.output_specs, strict=True):
         if spec.kind != OutputKind.USER_OUTPUT:
             continue
         leaf = next(leaves)
@@ -91,7 +90,7 @@ def _kinds(graph: Graph) -> list[tuple[Value, Any]]:
     assert isinstance(ep, ExportedProgram)
     kinds = [
         spec.kind
-        for argument, spec in zip(ep.graph.output_node().args[0], ep.graph_signature.output_specs, strict=True)
+        for argument, spec in zip(outputs_of(ep), ep.graph_signature.output_specs, strict=True)
         if isinstance(argument, FxNode) and argument.meta.get("val") is not None
     ]
     return list(zip(graph.outputs, kinds, strict=True))

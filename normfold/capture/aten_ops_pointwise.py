@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from normfold.capture.aten_spell import Arg, Fixed, Read, Spelled, spelling
 from normfold.graph import is_float
 
@@ -53,16 +55,16 @@ def _where(read: Read) -> Spelled | None:
     return Spelled("Where", ["condition", "self", "other"]) if read.same_type("self", "other") else None
 
 
-_BOOL = {"logical_and": "And", "logical_or": "Or", "logical_xor": "Xor", "logical_not": "Not"}
+_BOOL = {f"{prefix}{name.lower()}": name for name in ("And", "Or", "Xor", "Not") for prefix in ("logical_", "bitwise_", "__")}
 
 
-@spelling("logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_not")
+@spelling(*(name + "__" * name.startswith("__") for name in _BOOL))
 def _logical(read: Read) -> Spelled | None:
-    kind = _BOOL[read.op.replace("bitwise", "logical")]
+    kind = _BOOL[read.op.removesuffix("__")]
     names = ["self"] if kind == "Not" else ["self", "other"]
     if any(not read.is_tensor(name) or read.meta(name).dtype.is_floating_point for name in names):
         return None
-    return Spelled(kind, list(names)) if read.same_type(*names) and read.out_dtype == bool else None
+    return Spelled(kind, list(names)) if read.same_type(*names) and read.result.dtype is torch.bool else None
 
 
 _UNARY = {

@@ -132,7 +132,7 @@ def _replication(read: Read) -> Spelled | None:
 
 
 def _resize(read: Read, spatial: int, attrs: dict[str, Any]) -> Spelled | None:
-    """The axes that change are the last `spatial` ones: `scales` where the call has them (they place the samples), else `sizes`."""
+    """The last `spatial` axes change: by `scales` where the call has them (they place the samples), else to `sizes`."""
     name = "input" if "input" in read.args else "self"
     rank = read.rank(name)
     if rank != spatial + 2 or not is_float(read.dtype(name)):

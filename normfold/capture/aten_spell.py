@@ -49,7 +49,8 @@ class Spelled:
     """What a call is: kind, inputs in the view's order, attributes.
 
     inputs: an argument's name, an `Arg`, or a `Fixed`; an argument that is None and not `absent` is an absent input.
-    sizes: take the sizes among the other arguments, which are computed at run time, as further inputs.
+    sizes: take the sizes among the other arguments, which are computed at run time, as further inputs (the attribute "computed"
+    then says that inputs behind the first are torch's, not ONNX's).
     outputs: places in the call's tuple; None where the call returns one tensor.
     literal_dtype: type of the Python numbers among the inputs (default: the type of the first output).
     replaced: arguments to be written out (a default that depends on the type).
@@ -151,12 +152,10 @@ class Read:
         """
         out = self.out_dtype
         for name in names:
-            if self.is_tensor(name):
-                if self.dtype(name) != out:
-                    return False
-            elif isinstance(self.args[name], Node):
-                return False
-            elif isinstance(self.args[name], float) and (out is None or out.kind in "iub"):
+            argument = self.args[name]
+            if isinstance(argument, Node) and self.dtype(name) != out:
+                return False  # also a size: it has no array type
+            if isinstance(argument, float) and (out is None or out.kind in "iub"):
                 return False
         return out is not None
 

@@ -11,7 +11,7 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph as FxGraph
 from torch.fx import Node as FxNode
 
-from normfold.capture.aten import State, stored_tensor
+from normfold.capture.aten_reader import State, stored_tensor
 from normfold.capture.aten_values import Stored, to_tensor
 from normfold.graph import Graph, Node, Value, is_float
 
@@ -69,7 +69,7 @@ class Constants:
         else:
             node = self.fx.create_node("placeholder", name, (), {}, name)
         node.name = node.target = name  # create_node evades builtins ("input"); users know the name
-        node.meta.update(meta)
+        node.meta.update({key: item for key, item in meta.items() if key != "from_node"})
         return node
 
     def state(self, placeholder: str) -> FxNode:
@@ -178,7 +178,7 @@ class Constants:
     def tensors(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """state_dict and constants of the new program."""
         state: dict[str, Any] = {}
-        constants = {name: item for name, item in self.ep.constants.items() if not isinstance(item, torch.Tensor)}
+        constants: dict[str, Any] = {name: item for name, item in self.ep.constants.items() if not isinstance(item, torch.Tensor)}
         for target in sorted(self.entries, key=self._rank):
             _, spec, tensor = self.entries[target]
             lifted = spec.kind == InputKind.CONSTANT_TENSOR or spec.persistent is False or target in self.ep.constants

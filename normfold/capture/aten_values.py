@@ -8,8 +8,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import sympy
 import torch
+from torch.export import ExportedProgram
 
 from normfold.graph import BFLOAT16, Array, Constant, Dim, Shape
 
@@ -79,7 +79,7 @@ def dim_of(dim: Any, names: dict[str, str]) -> Dim:
     if names:
         expression = dim.node.expr
         known = [symbol for symbol in expression.free_symbols if str(symbol) in names]
-        text = str(expression.xreplace({symbol: sympy.Symbol(names[str(symbol)]) for symbol in known}))
+        text = str(expression.xreplace({symbol: type(symbol)(names[str(symbol)]) for symbol in known}))
     return int(text) if text.isdigit() else text
 
 
@@ -107,6 +107,21 @@ def storage_key(tensor: torch.Tensor) -> tuple[Any, ...]:
         tensor.dtype,
         str(tensor.device),
     )
+
+
+SIZES = (torch.SymInt, torch.SymFloat, torch.SymBool, int, float)
+"""Types of a traced value that is a size (or computed from sizes), not a tensor."""
+
+
+def outputs_of(ep: ExportedProgram) -> list[Any]:
+    """What the program returns, flat: nodes, and numbers or None that it does not compute."""
+    returned: Any = ep.graph.output_node().args[0]
+    return list(returned)
+
+
+def is_size(node: torch.fx.Node) -> bool:
+    """True for a node that computes a size."""
+    return isinstance(node.meta.get("val"), SIZES)
 
 
 # ---- where a value came from ---------------------------------------------------------------------------------------------

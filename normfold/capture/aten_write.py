@@ -18,10 +18,11 @@ from torch.export.graph_signature import ConstantArgument, ExportGraphSignature,
 from torch.fx import Graph as FxGraph
 from torch.fx import Node as FxNode
 
-from normfold.capture.aten import State
-from normfold.capture.aten_lower import LOWERINGS, Emitter
+from normfold.capture.aten_lower import Emitter
+from normfold.capture.aten_lower_ops import LOWERINGS
+from normfold.capture.aten_reader import State
 from normfold.capture.aten_state import Constants, legal
-from normfold.capture.aten_values import Absent, Call, Literal, Recipe, Slot, Stored, map_slots, signature_of
+from normfold.capture.aten_values import Absent, Call, Literal, Recipe, Slot, Stored, is_size, map_slots, outputs_of, signature_of
 from normfold.graph import Graph, Node, Value
 
 _KEPT_META = ("nn_module_stack", "stack_trace")
@@ -103,10 +104,10 @@ class _Writer:
         values = iter(self.view.outputs)
         results: list[Any] = []
         specs: list[Any] = []
-        for argument, spec in zip(output.args[0], self.ep.graph_signature.output_specs, strict=True):
+        for argument, spec in zip(outputs_of(self.ep), self.ep.graph_signature.output_specs, strict=True):
             result: Any = argument
             if isinstance(argument, FxNode):
-                if isinstance(argument.meta.get("val"), torch.Tensor) or _is_size(argument):
+                if isinstance(argument.meta.get("val"), torch.Tensor) or is_size(argument):
                     result = self._operand(next(values))
                 else:
                     result = self._copy(argument)
@@ -116,7 +117,7 @@ class _Writer:
             results.append(result)
             specs.append(spec)
         written = self.fx.output(tuple(results))
-        written.meta.update({key: item for key, item in output.meta.items() if key != "val"})
+        written.meta.update({key: item for key, item in output.meta.items() if key not in ("val", "from_node")})
         written.meta["val"] = tuple(item.meta.get("val") if isinstance(item, FxNode) else item for item in results)
         return specs
 
@@ -135,7 +136,7 @@ class _Writer:
             self.env[id(node.output)] = self.constants.state(node.origin.placeholder)
         elif isinstance(node.origin, Call) and self._as_captured(node, node.origin):
             self._emit_call(node, node.origin)
-        elif node.kind in LOWERINGS and len(node.outputs) == 1:
+        elif node.kind in LOWERINGS and len(node.outputs) == 1 and "computed" not in node.attrs:
             base = node.origin.main.meta if isinstance(node.origin, Call) else self.stacks.get(node.module, {})
             self.emitter.start({key: base[key] for key in _KEPT_META if key in base}, node.output.name)
             self.env[id(node.output)] = LOWERINGS[node.kind](self.emitter, node)
@@ -155,16 +156,12 @@ class _Writer:
             elif place in call.twins:
                 if value is not node.inputs[call.twins[place]]:
                     return False
-            elif value is not None and place not in slots:
-                return False
-            elif place in slots and slots[place].number and not (value is not None and _intact(value, Literal)):
-                return False
-            elif place in slots and slots[place].flat and value is not None and value.const is None:
+            elif not _fits(value, slots.get(place)):
                 return False
         return len(node.outputs) == len(call.picks)
 
     def _emit_call(self, node: Node, call: Call) -> None:
-        early = self.copies.get(call.main) if _is_size(call.main) else None
+        early = self.copies.get(call.main) if is_size(call.main) else None
         if early is not None:  # something needed this size before
             self.env[id(node.output)] = early
             return
@@ -190,7 +187,7 @@ class _Writer:
         single = call.picks == (None,)
         name = legal(node.output.name) if single else call.main.name
         written = self.fx.create_node("call_function", call.target, args, kwargs, name)
-        written.meta.update(call.main.meta)
+        written.meta.update(_kept_meta(call.main))
         if changed:
             written.meta["val"] = self.emitter.trace(call.target, args, kwargs)
         if single:
@@ -199,7 +196,9 @@ class _Writer:
         for pick, value in zip(call.picks, node.outputs, strict=True):
             if value.uses or self.view.is_output(value):
                 part = self.fx.create_node("call_function", operator.getitem, (written, pick), {}, legal(value.name))
-                part.meta.update(value.origin.meta if isinstance(value.origin, FxNode) else self.stacks.get(node.module, {}))
+                part.meta.update(
+                    _kept_meta(value.origin) if isinstance(value.origin, FxNode) else self.stacks.get(node.module, {})
+                )
                 part.meta["val"] = written.meta["val"][pick]
                 self.env[id(value)] = part
 
@@ -241,7 +240,7 @@ class _Writer:
             args = map_slots(tuple(node.args), lambda leaf: sources.get(leaf, leaf) if isinstance(leaf, FxNode) else leaf)
             kwargs = map_slots(dict(node.kwargs), lambda leaf: sources.get(leaf, leaf) if isinstance(leaf, FxNode) else leaf)
             written = self.fx.create_node("call_function", node.target, args, kwargs, node.name)
-        written.meta.update(node.meta)
+        written.meta.update(_kept_meta(node))
         self.copies[node] = written
         return written
 
@@ -251,14 +250,24 @@ class _Writer:
             self._copy(self.asserts.pop(0))
 
 
+def _kept_meta(node: FxNode) -> dict[str, Any]:
+    """Metadata but for the history of passes, which holds addresses: equal programs must give equal files."""
+    return {key: item for key, item in node.meta.items() if key != "from_node"}
+
+
 def _is_assertion(node: FxNode) -> bool:
     if node.op != "call_function" or node.target is operator.getitem or node.users:
         return False
     return node.meta.get("val") is None and node.target is not torch.ops.aten._assert_tensor_metadata.default
 
 
-def _is_size(node: FxNode) -> bool:
-    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool, int, float))
+def _fits(value: Value | None, slot: Slot | None) -> bool:
+    """True when `value` may stand at `slot` of the captured call."""
+    if slot is None:
+        return value is None
+    if slot.number:
+        return value is not None and _intact(value, Literal)
+    return value is None or not slot.flat or value.const is not None
 
 
 def _slots(call: Call) -> Iterable[Slot]:

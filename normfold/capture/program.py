@@ -10,11 +10,9 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr, suppress
-from pathlib import Path
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from torch.export import ExportedProgram
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
+from normfold.capture.program_refusals import cloned, line, refusal
 from normfold.errors import InputRefused
 from normfold.record import Record
 
@@ -64,7 +63,7 @@ def export_module(
             exported = torch.export.export(twin, tuple(args), kwargs or None, dynamic_shapes=dynamic_shapes, strict=False)
             program = functional(exported)
         except Exception as error:
-            raise _refusal(error, twin, args, kwargs) from error
+            raise refusal(error, twin, args, kwargs) from error
         if _has_hooks(twin):
             _check_hooks(program, twin, args, kwargs)
     _name_dims(program, args, kwargs, dynamic_shapes)
@@ -105,7 +104,7 @@ def _copy_of(module: nn.Module) -> nn.Module:
         return copy.deepcopy(module, memo)
     except Exception as error:
         raise InputRefused(
-            f"a module that can be copied was expected, but copying {type(module).__name__} failed ({_line(error)}); "
+            f"a module that can be copied was expected, but copying {type(module).__name__} failed ({line(error)}); "
             "remove attributes that cannot be copied (locks, open files, generators), or export it yourself "
             "with torch.export.export and pass the program"
         ) from error
@@ -121,6 +120,9 @@ def bake(module: nn.Module) -> list[str]:
         for path, part in list(module.named_modules()):
             prefix = f"{path}." if path else ""
             if parametrize.is_parametrized(part):
+                shared = type(part)  # removing deletes a property of the class, which a deep copy shares with the original
+                own = {key: item for key, item in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+                part.__class__ = type(shared.__name__, shared.__bases__, own)
                 lists: Any = part.parametrizations
                 for name in list(lists):
                     parametrize.remove_parametrizations(part, name, leave_parametrized=True)
@@ -140,18 +142,14 @@ def _has_hooks(module: nn.Module) -> bool:
 
 def _check_hooks(program: ExportedProgram, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Hooks are traced like any code; what they do outside torch is not, so run both once and compare."""
-    expected = pytree.tree_leaves(module(*_cloned(args), **_cloned(kwargs)))
-    came = pytree.tree_leaves(program.module()(*_cloned(args), **_cloned(kwargs)))
+    expected = pytree.tree_leaves(module(*cloned(args), **cloned(kwargs)))
+    came = pytree.tree_leaves(program.module()(*cloned(args), **cloned(kwargs)))
     for before, after in zip(expected, came, strict=True):
         if isinstance(before, torch.Tensor) and not torch.allclose(before, after, rtol=1e-3, atol=1e-5, equal_nan=True):
             raise InputRefused(
                 "the module has forward hooks that torch.export does not capture (the exported program gives another "
                 "result than the module); remove the hooks, or write what they do into forward"
             )
-
-
-def _cloned(tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, torch.Tensor) else leaf, tree)
 
 
 # ---- names of dynamic sizes ----------------------------------------------------------------------------------------------------
@@ -217,11 +215,11 @@ def _dims_of_inputs(ep: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str
     return found
 
 
-# ---- what torch.export cannot do ---------------------------------------------------------------------------------------------
+# ---- quiet -----------------------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """torch.export warns and logs about its own internals; what matters is raised."""
     loggers = [logging.getLogger(name) for name in _CHATTY]
     levels = [logger.level for logger in loggers]
@@ -235,79 +233,3 @@ def _quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def _line(error: BaseException) -> str:
-    """The first line of an error, shortened."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _refusal(error: Exception, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> InputRefused:
-    """One line: where torch.export stopped, why, and what to do."""
-    name, text = type(module).__name__, str(error)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [
-        frame for frame in frames if not _of_torch(frame.filename) and Path(frame.filename).resolve() != Path(__file__).resolve()
-    ]
-    where = f" at {Path(own[-1].filename).name}:{own[-1].lineno} ({own[-1].line})" if own else ""
-    if _packs(error):
-        return InputRefused(
-            f"{name} cannot be captured{where}: torch.export does not take packed sequences; "
-            "run the recurrent layer on the padded tensor (and mask the result)"
-        )
-    if "data-dependent" in text or "GuardOnDataDependentSymNode" in type(error).__name__:
-        return InputRefused(
-            f"{name} cannot be captured{where}: the Python code branches or sizes something on the values of a tensor; "
-            "use torch.where or torch.cond, or take that step out of the module"
-        )
-    if "specialized it to be a constant (1)" in text:
-        return InputRefused(
-            f"{name} cannot be captured with these dynamic sizes: an example size of 1 was taken as fixed; "
-            "pass example inputs whose dynamic sizes are 2 or more"
-        )
-    if "Constraints violated" in text or "ConstraintViolation" in type(error).__name__ or "specialized" in text:
-        return InputRefused(
-            f"{name} cannot be captured with these dynamic sizes: {_constraint(text)}; "
-            "make that size static (a loop over time steps always is) or give the range that the message asks for"
-        )
-    own_error: Exception | None = None
-    with suppress(Exception):
-        try:
-            module(*_cloned(args), **_cloned(kwargs))
-        except Exception as raised:
-            own_error = raised
-    if own_error is not None:
-        return InputRefused(
-            f"{name} does not run on the given inputs: {type(own_error).__name__}: {_line(own_error)}; "
-            "check the number, order, shapes and types of the inputs"
-        )
-    return InputRefused(
-        f"{name} cannot be captured{where}: torch.export says {type(error).__name__}: {_line(error)}; "
-        "simplify that part, or export it yourself with torch.export.export and pass the program"
-    )
-
-
-def _packs(error: BaseException) -> bool:
-    """True when a packed sequence was on the way to the error."""
-    trace = error.__traceback__
-    while trace is not None:
-        if any(isinstance(item, nn.utils.rnn.PackedSequence) for item in trace.tb_frame.f_locals.values()):
-            return True
-        trace = trace.tb_next
-    return False
-
-
-def _constraint(text: str) -> str:
-    """The line of a constraint violation that says which size and why."""
-    lines = [line.strip(" -") for line in text.splitlines() if line.strip(" -")]
-    telling = [
-        line for line in lines if "specialized it to be a constant" in line or "must be" in line or "Not all values" in line
-    ]
-    chosen = telling[0] if telling else lines[0]
-    return chosen.split(". If you")[0].split(". For more")[0]
-
-
-def _of_torch(filename: str) -> bool:
-    root = str(Path(torch.__file__).parent)
-    return filename.startswith((root, "<")) or "/contextlib.py" in filename

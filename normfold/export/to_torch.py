@@ -1,0 +1,123 @@
+"""Programs to files: a .pt2 archive, and an ONNX model through torch's own exporter."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch.export import ExportedProgram
+
+from normfold.capture.program import dim_names
+from normfold.errors import InputRefused, UsageError
+
+_CHATTY = ("onnxscript", "torch.onnx", "onnx_ir", "torch.export", "torch._export", "torch.fx.experimental.symbolic_shapes")
+
+
+def save_program(ep: ExportedProgram, path: str | os.PathLike[str], *, force: bool = False) -> None:
+    """Write `ep` as a .pt2 archive: wholly or not at all, and the same bytes for the same program.
+
+    Raises UsageError when `path` exists and `force` is not set, or cannot be written.
+    """
+    target = Path(path)
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists; choose another name or pass force to replace it")
+    buffer = io.BytesIO()
+    with _quiet():
+        torch.export.save(ep, buffer)
+    try:
+        _write(target, buffer.getbuffer())
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}; choose another folder") from error
+
+
+def _write(target: Path, data: memoryview) -> None:
+    """A temporary file beside the target, flushed to the disk, takes its name."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def to_onnx_model(ep: ExportedProgram, *, opset: int | None = None) -> ir.Model:
+    """`ep` as an ONNX model, by torch.onnx.export; input names and the user's names of dynamic sizes are kept.
+
+    opset: the exporter's own default when None.  Raises InputRefused for a program that ONNX cannot hold: its .pt2 works.
+    """
+    options: dict[str, Any] = {} if opset is None else {"opset_version": opset}
+    with _quiet():
+        try:
+            program = torch.onnx.export(ep, dynamo=True, optimize=True, verbose=False, **options)
+        except Exception as error:
+            raise InputRefused(
+                f"this program cannot become ONNX{_reason(error)}; the .pt2 artefact does not depend on ONNX: write that one"
+            ) from error
+    assert program is not None
+    model: ir.Model = program.model
+    _name_dims(model, dim_names(ep))
+    return model
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, on one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f": {type(error).__name__}: {line[:200]}" if line else f": {type(error).__name__}"
+
+
+def _name_dims(model: ir.Model, names: dict[str, str]) -> None:
+    """Give symbolic sizes the user's names, in every value of the graph."""
+    if not names:
+        return
+    values = [*model.graph.inputs, *(value for node in model.graph.all_nodes() for value in node.outputs)]
+    for value in values:
+        if value.shape is not None:
+            value.shape = ir.Shape([_renamed(dim, names) for dim in value.shape])
+
+
+def _renamed(dim: Any, names: dict[str, str]) -> Any:
+    text = dim.value if isinstance(dim, ir.SymbolicDim) else None
+    if text is None:
+        return dim
+    return re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), text)
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """The exporter prints its progress, logs, and warns about its own internals."""
+    loggers = [logging.getLogger(name) for name in _CHATTY]
+    levels = [logger.level for logger in loggers]
+    silent = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
