@@ -11,13 +11,11 @@ import onnx
 import onnx_ir as ir
 
 from normfold.capture import onnx_check, onnx_shapes
-from normfold.capture.onnx_attrs import fill_defaults, read_attributes
 from normfold.capture.onnx_fallback import fallback_for
-from normfold.capture.onnx_legacy import modernise
+from normfold.capture.onnx_infer import infer_node, normalise
 from normfold.capture.onnx_modules import module_path, parameter_name
 from normfold.capture.onnx_read import read_model
 from normfold.capture.onnx_shapes import Typed, numpy_type
-from normfold.capture.static import settle
 from normfold.graph import Constant, Graph, Node, Value
 from normfold.record import Record
 
@@ -72,31 +70,6 @@ def from_onnx(
     return _Builder(source, record, keep_overridable).build()
 
 
-def refresh_shapes(graph: Graph, record: Record | None = None) -> int:
-    """Infer shapes again from `graph.origin`, which must have been written by `to_model`; returns how many values became known.
-
-    Constant folding makes computed shapes static: what depends on them can then be told.
-    """
-    inferred = onnx_shapes.infer(graph.origin, Record() if record is None else record)
-    known = 0
-    for node in graph.nodes:
-        for value in node.outputs:
-            found = inferred.get(value.name)
-            if found is not None and found.shape is not None and _vaguer(value, found):
-                value.shape, known = found.shape, known + 1
-                value.dtype = value.dtype or found.dtype
-    for node in graph.nodes:
-        settle(node, graph)
-    return known
-
-
-def _vaguer(value: Value, found: Typed) -> bool:
-    def unknown(shape: Any) -> int:
-        return 1 << 30 if shape is None else sum(1 for size in shape if not isinstance(size, int))
-
-    return unknown(found.shape) < unknown(value.shape)
-
-
 class _Builder:
     """One walk over the nodes of the main graph."""
 
@@ -105,6 +78,7 @@ class _Builder:
         self.opset = model.opset_imports[""]
         self.graph = Graph(model.graph.name or "", origin=model)
         self.graph.opset = self.opset
+        self.graph.infer = infer_node
         self.types = onnx_shapes.infer(model, record)
         self.values: dict[ir.Value, Value] = {}
         self.overridable = self._overridable(keep_overridable)
@@ -194,23 +168,12 @@ class _Builder:
                 self.graph.claim(name)
 
     def _node(self, origin: ir.Node) -> Node:
-        standard = origin.domain in ("", "ai.onnx")
         inputs = [None if value is None else self.values[value] for value in origin.inputs]
         outputs = [self.values[value] if value.name else self._absent(origin, value) for value in origin.outputs]
         captured = self._captures(origin)
-        kind = origin.op_type if standard else f"{origin.domain}::{origin.op_type}"
-        node = Node(
-            kind, inputs, outputs, name=origin.name or "", captures=tuple(self.values[v] for v in captured), origin=origin
-        )
-        try:
-            node.attrs = read_attributes(origin, self.opset)
-        except ValueError:  # an element type that numpy has not
-            node.kind, standard = f"legacy::{kind}", False
-        used = sum(1 for value in origin.outputs if value.name)
-        if standard and not node.captures and not any(onnx_check.subgraphs(origin)):
-            modernise(node, self.opset, self.graph, used)
-            fill_defaults(node)
-            settle(node, self.graph)
+        captures = tuple(self.values[value] for value in captured)
+        node = Node(origin.op_type, inputs, outputs, name=origin.name or "", captures=captures, origin=origin)
+        normalise(node, self.opset, self.graph)
         node.fallback = fallback_for(node, origin, self.opset, captured)
         node.module = module_path(origin, node)
         origin.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs), tuple(captured))

@@ -14,6 +14,7 @@ from normfold.capture.onnx import CAPTURED, OUTPUTS, CapturedNode, CapturedOutpu
 from normfold.capture.onnx_check import all_nodes, subgraphs
 from normfold.capture.onnx_shapes import onnx_type
 from normfold.capture.onnx_spell import Spelling, spell_attributes, spell_node, split_kind
+from normfold.capture.static import STATIC
 from normfold.graph import Array, Constant, Graph, Node, Shape, Value
 
 
@@ -85,12 +86,15 @@ class _Writer:
     def _node(self, node: Node) -> ir.Node:
         origin: ir.Node | None = node.origin
         captured: CapturedNode | None = None if origin is None else origin.meta.get(CAPTURED)
-        if origin is None or captured is None or captured.kind != node.kind or len(origin.outputs) != len(node.outputs):
+        if (
+            origin is None
+            or captured is None
+            or _bare(captured.kind) != _bare(node.kind)
+            or len(origin.outputs) != len(node.outputs)
+        ):
             return self._new(node)
         self._rewire(node, origin, captured)
-        changed = [
-            key for key, value in node.attrs.items() if key not in captured.attrs or not _equal(captured.attrs[key], value)
-        ]
+        changed = [key for key in node.attrs if _changed(node, key, captured)]
         spelling = Spelling()
         if changed:
             spell_attributes(node, changed, self.opset, spelling)
@@ -280,6 +284,20 @@ def _contradicts(held: ir.Shape, shape: Shape) -> bool:
     if len(held) != len(shape):
         return True
     return any(isinstance(old, int) and isinstance(new, int) and old != new for old, new in zip(held, shape, strict=True))
+
+
+def _bare(kind: str) -> str:
+    """An old spelling that can be told by now is the same operation."""
+    return kind.removeprefix("legacy::")
+
+
+def _changed(node: Node, key: str, captured: CapturedNode) -> bool:
+    """True when an attribute must be written: not where a constant that the node reads says it."""
+    if key in captured.attrs:
+        return not _equal(captured.attrs[key], node.attrs[key])
+    slots = [slot for slot, (name, _) in STATIC.get(node.kind, {}).items() if name == key]
+    given = node.input(slots[0]) if slots else None
+    return given is None or given.const is None
 
 
 def _equal(left: Any, right: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ class Graph:
     `pinned` holds constants that a caller may override at run time: they are never folded or replaced.
     `keep_exact`: constants made by rewrites stay float64 until `round_constants()`, so that a rewrite can be judged in
     float64; when False they are rounded at once (half the memory).
+    `infer`: set by an adapter that can; tells the output shapes of a node again once its inputs are better known.
     Every edit keeps producer and use links right; `validate()` checks all of them.
     """
 
@@ -30,6 +31,7 @@ class Graph:
         self.opset: int | None = None
         self.keep_exact = True
         self.origin = origin
+        self.infer: Callable[[Graph, Node], None] | None = None
         self._names: set[str] = set()
 
     # ---- building -------------------------------------------------------------------------------------------------
@@ -199,6 +201,7 @@ class Graph:
         """An independent copy; constants (immutable), fallbacks and origins are shared."""
         twin = Graph(self.name, self.origin)
         twin.opset, twin.keep_exact, twin._names = self.opset, self.keep_exact, set(self._names)
+        twin.infer = self.infer
         copies: dict[int, Value] = {}
 
         def copy(value: Value | None) -> Value | None:
@@ -219,9 +222,7 @@ class Graph:
             captures = tuple(copies_of(node.captures))
             outputs = copies_of(node.outputs)
             attrs = dict(node.attrs)
-            twin.append(
-                Node(node.kind, inputs, outputs, attrs, node.name, node.module, captures, node.fallback, node.origin)
-            )
+            twin.append(Node(node.kind, inputs, outputs, attrs, node.name, node.module, captures, node.fallback, node.origin))
         twin.outputs = copies_of(self.outputs)
         twin.pinned = set(copies_of(self.pinned))
         return twin
