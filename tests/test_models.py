@@ -82,6 +82,7 @@ def test_the_recipes_run(root: Path, tmp_path: Path) -> None:
         assert record["held_out_accuracy"] > 0.2
 
 
+@pytest.mark.slow
 def test_an_unknown_recipe_is_named(root: Path) -> None:
     done = subprocess.run([sys.executable, "tools/train", "nosuch"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 2

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
-from normfold.cli import main
+from normfold.cli import cli
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 TEXT = README.read_text(encoding="utf-8")
@@ -66,8 +68,8 @@ def test_every_file_of_the_models_that_is_named_exists() -> None:
 
 @pytest.mark.parametrize("words", _commands("normfold"), ids=" ".join)
 def test_every_command_and_option_of_normfold_exists(words: list[str]) -> None:
-    command: click.Command = main
-    context = click.Context(main)
+    command: click.Command = cli
+    context = click.Context(cli)
     arguments = words[1:]
     while isinstance(command, click.Group):
         name = arguments.pop(0)
@@ -86,6 +88,18 @@ def test_pip_commands_use_the_pins_and_extras_that_exist() -> None:
     for words in installs:
         assert words[1:4] == ["install", "-c", "constraints.txt"]
         assert set(re.findall(r"\w+", words[-1].partition("[")[2])) <= extras
+
+
+def _on_our_models(words: list[str]) -> bool:
+    return any(word.startswith("models/") for word in words)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [*filter(_on_our_models, _commands("normfold"))], ids=" ".join)
+def test_the_commands_on_our_models_run(words: list[str], tmp_path: Path) -> None:
+    shutil.copytree(README.parent / "models", tmp_path / "models")
+    done = subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
