@@ -36,7 +36,8 @@ Clock = Callable[[], float]
 
 SAMPLE = 2e-3
 WIDTH = 0.02  # half-width of an interval, relative
-_ROUNDS = 10  # aimed at within the budget
+RESOLUTION = 1e-3  # relative; nothing smaller is claimed, drift and clock leave that much
+_ROUNDS = 40  # at most, within the budget
 _RESAMPLES = 2000
 _OVERTIME = 4.0  # the budget may be exceeded so many times to reach the fewest rounds that can tell
 _WARM_SHARE, _STABLE, _WINDOW = 0.2, 0.02, 3
@@ -57,7 +58,8 @@ class Interval(NamedTuple):
 
     @property
     def holds_one(self) -> bool:
-        return self.low <= 1.0 <= self.high
+        """No difference beyond the resolution of the clock is shown."""
+        return self.low <= 1.0 + RESOLUTION and self.high >= 1.0 - RESOLUTION
 
 
 def compare(
@@ -76,6 +78,7 @@ def compare(
     return compare_made(
         lambda: before,
         lambda: after,
+        fresh=False,
         seconds=seconds,
         confidence=confidence,
         seed=seed,
@@ -90,6 +93,7 @@ def compare_made(
     before: Callable[[], Run],
     after: Callable[[], Run],
     *,
+    fresh: bool = True,
     seconds: float = 5.0,
     confidence: float = 0.95,
     seed: int = 0,
@@ -100,20 +104,21 @@ def compare_made(
 ) -> Timing:
     """Time what `after` makes against what `before` makes, for about `seconds`.
 
-    The ratio of the result is time(after) / time(before): below 1 is faster.  clock: seconds, monotonic.  runtime, level and
-    threads are only passed on.
+    The ratio of the result is time(after) / time(before): below 1 is faster.  fresh: every making gives a new
+    instance.  clock: seconds, monotonic.  runtime, level and threads are only passed on.
     """
     makers = {"before": before, "self": before, "after": after}
     needed, start = fewest(confidence), clock()
     rounds: list[dict[str, Array]] = []
     batches: dict[str, int] = {}
+    runs: dict[str, Run] = {}
     with _no_collection():
         while True:
             now = clock()
             spent, budget = now - start, seconds if len(rounds) >= needed else _OVERTIME * seconds
             if rounds and (spent >= budget or spent + spent / len(rounds) > _OVERTIME * seconds):
                 break
-            rounds.append(_round(makers, len(rounds), clock, now, seconds, batches))
+            rounds.append(_round(makers, runs, batches, fresh, len(rounds), clock, now, seconds))
     mean = [(item["before"] + item["self"]) / 2 for item in rounds]
     ratio = bootstrap(
         np.array([np.median(item["after"] / one) for item, one in zip(rounds, mean, strict=True)]), confidence, seed
@@ -142,7 +147,7 @@ def verdict(ratio: Interval, own: Interval, *, enough: bool) -> str:
         return "too noisy to tell"
     if ratio.holds_one:
         return "no difference"
-    return "faster" if ratio.high < 1.0 else "slower"
+    return "faster" if ratio.ratio < 1.0 else "slower"
 
 
 def fewest(confidence: float) -> int:
@@ -159,18 +164,29 @@ def bootstrap(ratios: Array, confidence: float, seed: int = 0) -> Interval:
 
 
 def _round(
-    makers: dict[str, Callable[[], Run]], index: int, clock: Clock, start: float, seconds: float, batches: dict[str, int]
+    makers: dict[str, Callable[[], Run]],
+    runs: dict[str, Run],
+    batches: dict[str, int],
+    fresh: bool,
+    index: int,
+    clock: Clock,
+    start: float,
+    seconds: float,
 ) -> dict[str, Array]:
-    """Make the three arms and measure: seconds a call [blocks] of each.  The first round fills `batches`, calls a sample.
+    """Make the three arms and measure: seconds a call [blocks] of each.
 
-    Which arm is made first rotates from round to round: memory falls alike for all of them over three rounds.
+    runs: the arms of the last round, replaced.  batches: calls a sample, filled by the first round.  Which arm is made first
+    rotates from round to round, so that none always gets the same memory.
     """
-    runs = {name: makers[name]() for name in _ORDERS[index % len(_ORDERS)]}
+    runs.clear()  # frees the old ones before new ones take memory
+    for name in _ORDERS[index % len(_ORDERS)]:
+        runs[name] = makers[name]()
     made = clock()
     if not batches:
         batches |= _warm(runs, clock, made + _WARM_SHARE * seconds)
-    for run in (*runs.values(), *runs.values()):  # a new instance allocates in its first call
-        run()
+    if fresh:
+        for run in (*runs.values(), *runs.values()):  # a new instance allocates in its first calls
+            run()
     now = clock()
     end = max(start + seconds / _ROUNDS, now + (made - start))  # making costs at most half of the time
     samples: dict[str, list[float]] = {name: [] for name in runs}
