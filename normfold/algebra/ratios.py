@@ -106,7 +106,7 @@ class Ratios:
         """One value for every unknown: v[anchor] is 1; in a free tree the last unknown is 1.
 
         Unknowns are numbered in the order of the graph, so a fold goes into the layer before and leaves the layers behind it
-        alone.  Where that would put the tree far from 1 (beyond 2**10) its geometric mean is put at 1 instead, to a power of two.
+        alone.  Where that would put the tree far from 1 (beyond 2**20) its geometric mean is put at 1 instead, to a power of two.
         """
         count = len(self)
         roots, ratios = self.find(np.arange(count))
@@ -115,7 +115,7 @@ class Ratios:
         mean = np.bincount(roots, weights=logs, minlength=count) / members
         last = np.zeros(count, dtype=np.int64)
         np.maximum.at(last, roots, np.arange(count))
-        near = np.abs(logs[last] - mean) <= 10
+        near = np.abs(logs[last] - mean) <= 20
         base = np.where(near, 1.0 / ratios[last], np.exp2(-np.rint(mean)))
         root, ratio = self.find(np.array([anchor]))
         base[root[0]] = 1.0 / ratio[0]

@@ -14,6 +14,7 @@ from torch.fx import Node as FxNode
 from torch.utils import _pytree as pytree
 
 from normfold.capture.aten_state import legal
+from normfold.capture.aten_values import Absent
 from normfold.graph import Node, Value
 
 aten = torch.ops.aten
@@ -69,6 +70,13 @@ class Emitter:
     def optional(self, node: Node, slot: int) -> FxNode | None:
         value = node.input(slot)
         return None if value is None else self._operand(value)
+
+    def affine(self, node: Node) -> list[FxNode | None]:
+        """gamma and beta (inputs 1 and 2); None for both where the captured layer had neither and they are still ones and zeros."""
+        values = [node.input(1), node.input(2)]
+        if all(value is None or (isinstance(value.origin, Absent) and value.origin.const is value.const) for value in values):
+            return [None, None]
+        return [None if value is None else self._operand(value) for value in values]
 
     def size(self, node: FxNode, axis: int) -> Any:
         """A size of a written node: a number, or a call that computes it."""

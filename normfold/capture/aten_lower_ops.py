@@ -116,8 +116,8 @@ def _gemm(e: Emitter, node: Node) -> FxNode:
 def _batch(e: Emitter, node: Node) -> FxNode:
     if node.attrs.get("training_mode"):
         raise ValueError(f"{node!r}: statistics of the batch are never written")
-    args = (e.input(node, slot) for slot in range(5))
-    result = e.step(aten._native_batch_norm_legit_no_training.default, *args, 0.1, node.attrs["epsilon"])
+    args = (e.input(node), *e.affine(node), e.input(node, 3), e.input(node, 4), 0.1, node.attrs["epsilon"])
+    result = e.step(aten._native_batch_norm_legit_no_training.default, *args)
     return e.call(operator.getitem, result, 0)
 
 
@@ -125,27 +125,24 @@ def _batch(e: Emitter, node: Node) -> FxNode:
 def _layer(e: Emitter, node: Node) -> FxNode:
     x = e.input(node)
     shape = [e.size(x, axis) for axis in range(node.attrs["axis"], len(x.meta["val"].shape))]
-    return e.call(aten.layer_norm.default, x, shape, e.input(node, 1), e.optional(node, 2), node.attrs["epsilon"])
+    return e.call(aten.layer_norm.default, x, shape, *e.affine(node), node.attrs["epsilon"])
 
 
 @lowering("RMSNormalization")
 def _rms(e: Emitter, node: Node) -> FxNode:
     x = e.input(node)
     shape = [e.size(x, axis) for axis in range(node.attrs["axis"], len(x.meta["val"].shape))]
-    return e.call(aten.rms_norm.default, x, shape, e.input(node, 1), node.attrs["epsilon"])
+    return e.call(aten.rms_norm.default, x, shape, e.affine(node)[0], node.attrs["epsilon"])
 
 
 @lowering("GroupNormalization")
 def _group(e: Emitter, node: Node) -> FxNode:
-    attrs = node.attrs
-    return e.call(
-        aten.group_norm.default, e.input(node), attrs["num_groups"], e.input(node, 1), e.input(node, 2), attrs["epsilon"]
-    )
+    return e.call(aten.group_norm.default, e.input(node), node.attrs["num_groups"], *e.affine(node), node.attrs["epsilon"])
 
 
 @lowering("InstanceNormalization")
 def _instance(e: Emitter, node: Node) -> FxNode:
-    args = (e.input(node), e.input(node, 1), e.input(node, 2), None, None, True, 0.1, node.attrs["epsilon"], False)
+    args = (e.input(node), *e.affine(node), None, None, True, 0.1, node.attrs["epsilon"], False)
     return e.call(aten.instance_norm.default, *args)
 
 

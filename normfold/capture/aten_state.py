@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import torch
+from torch import nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph as FxGraph
@@ -75,7 +76,9 @@ class Constants:
     def state(self, placeholder: str) -> FxNode:
         """The placeholder of a buffer that the program writes to."""
         captured, spec = self.captured[placeholder]
-        return self._enter(captured.name, captured.meta, spec, stored_tensor(self.ep, str(spec.target)))
+        tensor = stored_tensor(self.ep, str(spec.target))
+        copy = tensor.detach().clone()  # running the new program must not write into the captured one
+        return self._enter(captured.name, captured.meta, spec, nn.Parameter(copy) if isinstance(tensor, nn.Parameter) else copy)
 
     def node(self, value: Value, *, as_stored: bool = False, flat: bool = False) -> FxNode:
         """The placeholder of a constant.
@@ -118,7 +121,7 @@ class Constants:
         if kind == InputKind.PARAMETER:
             twin = stored_tensor(self.ep, target) if before is not None else None
             trains = twin is not None and twin.requires_grad and tensor.is_floating_point()
-            tensor = torch.nn.Parameter(tensor, requires_grad=trains)
+            tensor = nn.Parameter(tensor, requires_grad=trains)
         name = legal(f"{_PREFIX[kind]}_{target}")
         taken = {node.name for node in self.fx.nodes} | {entry.name for entry in self.view.values()}
         name = next(trial for trial in (name, *(f"{name}_{n}" for n in range(1, len(taken) + 2))) if trial not in taken)

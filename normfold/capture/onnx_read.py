@@ -110,7 +110,7 @@ def _from_proto(proto: onnx.ModelProto, cuts: list[Cut], source: Source | None, 
             RecursionError,
         ) as error:
             raise onnx_check.malformed(_root(error)) from None
-    if folder is not None:
+    if folder is not None and any(tensor.data_location == onnx.TensorProto.EXTERNAL for _, tensor in tensors_of(proto)):
         ir.external_data.set_base_dir(model.graph, folder)
     initializers = model.graph.initializers
     for cut in cuts:

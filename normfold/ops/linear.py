@@ -150,7 +150,7 @@ def _add_behind(node: Node, offset: absorb.Floats, like: Value, g: Regauge) -> N
     g.inserted.append(graph.insert_after(node, Node("Add", [y, bias], [total], name=f"{node.name}_bias", module=node.module)))
     g.moved[y] = (total, offset)
     g.stands_for[total] = y
-    g.changed.setdefault(node, []).append(f"{like.param or like.name} (new bias Add)")
+    g.note_bias(node, like)
 
 
 def _input(node: Node) -> Value:

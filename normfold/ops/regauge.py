@@ -88,4 +88,10 @@ class Regauge:
             value = self.graph.derived(like, array, suffix="bias")
             value.param = ""
             self.graph.set_input(node, slot, value)
-            self.changed.setdefault(node, []).append(f"{like.param or like.name} (new bias)")
+            self.note_bias(node, like)
+
+    def note_bias(self, node: Node, like: Value) -> None:
+        """Record that `node` got a bias beside the weight `like`."""
+        weight = like.param or like.name
+        name = f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight} bias"
+        self.changed.setdefault(node, []).append(f"{name} (new)")

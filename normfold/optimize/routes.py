@@ -154,9 +154,9 @@ class TorchRoute:
 
         if path.suffix == ".onnx":
             return OnnxRunner(path)
-        from normfold.export.to_torch import load_program
+        import torch
 
-        return TorchRunner(load_program(path))
+        return TorchRunner(torch.export.load(path))
 
     def onnx_pair(self, folder: Path) -> tuple[Path, Path] | None:
         from normfold.export.to_onnx import save_onnx

@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
+from normfold.errors import CannotTell
 from normfold.graph import Array, Gauge, Graph, Node, Value, is_float
 from normfold.record import Comparison
 from normfold.verify.channels import channel_axis, finite_pattern, largest, named, varying_axes
-from normfold.verify.evaluate import Walk, compute
+from normfold.verify.evaluate import Walk
 from normfold.verify.magnitude import magnitude
 from normfold.verify.noise import movement
 from normfold.verify.promises import Held, Reference, promises_of, work_out
@@ -42,29 +43,35 @@ class Certified:
     outputs: dict[str, Array]
 
 
+Given = Mapping[str, Array] | None
+"""Outputs, by name, of nodes that are not evaluated in either graph (`blind.made_up`)."""
+
+
 def certificate(
-    before: Graph, after: Graph, feeds: Mapping[str, Array], *, family: str = "", algebra: bool = True
+    before: Graph, after: Graph, feeds: Mapping[str, Array], *, family: str = "", algebra: bool = True, given: Given = None
 ) -> list[Comparison]:
     """Judge `after`, whose rewritten constants are still float64, against `before`; a difference is a failed comparison.
 
-    algebra: also G1.  Raises CannotTell where an op cannot be evaluated.
+    algebra: also G1.  Raises CannotTell where an op of `before` cannot be evaluated.
     """
-    return certify(before, after, feeds, family=family, algebra=algebra).comparisons
+    return certify(before, after, feeds, family=family, algebra=algebra, given=given).comparisons
 
 
-def certify(before: Graph, after: Graph, feeds: Mapping[str, Array], *, family: str = "", algebra: bool = True) -> Certified:
+def certify(
+    before: Graph, after: Graph, feeds: Mapping[str, Array], *, family: str = "", algebra: bool = True, given: Given = None
+) -> Certified:
     """`certificate`, with the original's outputs."""
     promises = promises_of(after, before)
-    reference = Reference(before, feeds, (gauge.original for gauges in promises.values() for gauge in gauges))
+    reference = Reference(before, feeds, (gauge.original for gauges in promises.values() for gauge in gauges), given)
     judged = _Judged(family)
-    forced = _Forced(before, after, feeds, promises, judged) if algebra else None
-    walk = Walk(after, feeds)
-    met: dict[Value, Held | None] = {}
+    forced = _Forced(before, after, feeds, promises, judged, given) if algebra else None
+    walk = Walk(after, feeds, given=given)
+    met: dict[Value, Held] = {}
+    blind = {node.kind for node in before.nodes if any(value.name in (given or {}) for value in node.outputs)}
 
     def meet(value: Value, array: Array) -> None:
         for gauge in promises.get(value, ()):
-            original = reference.take(gauge.original)
-            held = judged.promise(value, array, gauge, original)
+            held = judged.promise(value, array, gauge, reference.take(gauge.original))
             if held is not None and (value not in met or held.free is None):
                 met[value] = held
 
@@ -72,23 +79,29 @@ def certify(before: Graph, after: Graph, feeds: Mapping[str, Array], *, family: 
         meet(value, walk.read(value))
     if forced is not None:
         forced.inputs(met)
-    met.clear()
     for node in after.nodes:
-        results = compute(node, walk.inputs_of(node))
+        met.clear()
+        try:
+            results = walk.results_of(node)
+        except CannotTell as error:
+            reference.finish()  # raises, where the original cannot be evaluated either
+            if node.kind in blind:
+                raise
+            judged.missing(node.output.name, f"it can no longer be evaluated: {error}")
+            break
         walk.settle(node, results)
         for value, array in zip(node.outputs, results, strict=True):
             meet(value, array)
         del results
         if forced is not None:
             forced.node(node, met)
-        met.clear()
     for value in after.outputs:
         if value.const is not None:
             meet(value, walk.read(value))
         if value not in promises:
             judged.missing(value.name, f"the original has no value {value.name!r} to compare with")
     outputs = reference.finish()
-    judged.reconsider(before, feeds)
+    judged.reconsider(before, feeds, given)
     return Certified(judged.comparisons, outputs)
 
 
@@ -156,11 +169,11 @@ class _Judged:
             scales = largest(np.broadcast_to(np.abs(gauge.scale), array.shape), keep)
             self.doubts.append(_Doubt(len(self.comparisons) - 1, gauge.original, keep, errors, sizes, scales, array.shape))
 
-    def reconsider(self, before: Graph, feeds: Mapping[str, Array]) -> None:
+    def reconsider(self, before: Graph, feeds: Mapping[str, Array], given: Given) -> None:
         """Judge failed promises again, by what an ulp of float64 does to the original's value."""
         if not self.doubts:
             return
-        moved = movement(before, feeds, {(doubt.original, doubt.keep) for doubt in self.doubts})
+        moved = movement(before, feeds, {(doubt.original, doubt.keep) for doubt in self.doubts}, given=given)
         for doubt in self.doubts:
             noise = moved.get((doubt.original, doubt.keep))
             if noise is None or noise.shape != doubt.errors.shape:
@@ -188,8 +201,9 @@ class _Forced:
         feeds: Mapping[str, Array],
         promises: Mapping[Value, tuple[Gauge, ...]],
         judged: _Judged,
+        given: Given,
     ) -> None:
-        self.values = Walk(after, feeds)
+        self.values = Walk(after, feeds, given=given)
         self.sizes = Walk(after, feeds, lambda value: _absolute(self.values.constants(value)))
         self.judged = judged
         self.after = after
@@ -203,13 +217,13 @@ class _Forced:
             and _same(node, producers.get(node.output.name))
         }
 
-    def inputs(self, met: Mapping[Value, Held | None]) -> None:
+    def inputs(self, met: Mapping[Value, Held]) -> None:
         """Graph inputs, which a rewrite leaves as they are."""
         for value in self.after.inputs:
             held = met.get(value)
             self.sizes.replace(value, _absolute(self.values.read(value)) if held is None else held.magnitude)
 
-    def node(self, node: Node, met: Mapping[Value, Held | None]) -> None:
+    def node(self, node: Node, met: Mapping[Value, Held]) -> None:
         """Judge one node against its outputs' promises, then let these stand for it."""
         promised = [met.get(value) for value in node.outputs]
         if node in self.untouched and all(held is not None for held in promised):
@@ -218,7 +232,7 @@ class _Forced:
             self.sizes.settle(node, [held.magnitude for held in promised if held is not None])
             return
         arrays = self.values.inputs_of(node)
-        results = compute(node, arrays)
+        results = self.values.results_of(node)
         sizes = magnitude(node, self.sizes.inputs_of(node), arrays, results)
         self.values.settle(node, results)
         self.sizes.settle(node, sizes)

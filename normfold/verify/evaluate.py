@@ -46,12 +46,20 @@ class Walk:
 
     Iterating yields (value, array): graph inputs first, then node outputs in order.  An array is dropped after the last node
     that reads it; the consumer keeps what it needs.  Arrays must not be written to: one may be a view of another.
-    Consumers that steer an evaluation themselves use `inputs_of` and `settle`, node by node.
+    Consumers that steer an evaluation themselves use `results_of` and `settle`, node by node.
+    given: outputs, by name, of nodes that are not to be evaluated.
     Raises CannotTell, naming the op, where a node has no evaluation; UsageError when the feeds do not fit the graph's inputs.
     """
 
-    def __init__(self, graph: Graph, feeds: Mapping[str, Array], constants: Constants | None = None) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        feeds: Mapping[str, Array],
+        constants: Constants | None = None,
+        given: Mapping[str, Array] | None = None,
+    ) -> None:
         self.graph = graph
+        self.given = given or {}
         self.constants = constants or stored
         self._held: dict[Value, Array] = {}
         self._readers: dict[Value, int] = {}
@@ -69,9 +77,15 @@ class Walk:
                 del self._held[value]
             yield value, array
         for node in self.graph.nodes:
-            results = compute(node, self.inputs_of(node))
+            results = self.results_of(node)
             self.settle(node, results)
             yield from zip(node.outputs, results, strict=True)
+
+    def results_of(self, node: Node) -> list[Array]:
+        """The outputs of `node`, evaluated or given."""
+        if self.given and all(value.name in self.given for value in node.outputs):
+            return [self.given[value.name] for value in node.outputs]
+        return compute(node, self.inputs_of(node))
 
     def settle(self, node: Node, results: Sequence[Array]) -> None:
         """`node` has run: drop what nobody reads any more, hold its outputs for their readers."""
@@ -115,15 +129,17 @@ def run(
     *,
     watch: Collection[str] | None = None,
     constants: Constants | None = None,
+    given: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Evaluate `graph` in float64; returns its outputs and the values named in `watch`.
 
     feeds: an array for every graph input, by name; floats are widened.  constants: what stands for a constant value (its
-    own array in float64).  To look at every value without keeping them, iterate over a `Walk`.
+    own array in float64).  given: outputs, by name, of nodes that are not to be evaluated.
+    To look at every value without keeping them, iterate over a `Walk`.
     Raises CannotTell and UsageError as `Walk` does.
     """
     wanted = {value.name for value in graph.outputs} | set(watch or ())
-    walk = Walk(graph, feeds, constants)
+    walk = Walk(graph, feeds, constants, given)
     result = {value.name: array for value, array in walk if value.name in wanted}
     for value in graph.outputs:
         if value.const is not None:

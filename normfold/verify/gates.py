@@ -59,6 +59,40 @@ def runtime(
     return comparisons
 
 
+def runtimes_alone(
+    reference: Mapping[str, Array],
+    original: Mapping[str, Array],
+    result: Mapping[str, Array],
+    noise: Sequence[Mapping[str, Array]],
+    *,
+    unit: float,
+    family: str = "",
+) -> list[Comparison]:
+    """G3 for outputs without a reference: the result against the original, both in their runtimes.
+
+    reference, noise: evaluations with made-up arrays in place of what cannot be evaluated.  They say how large the noise is in
+    relation to the output; both runtimes are granted it.
+    """
+    comparisons: list[Comparison] = []
+    for name, before in original.items():
+        if name not in result:
+            comparisons.append(_failed("G3", name, family, "the result has no such output"))
+            continue
+        wide, ref = exact(before), reference[name]
+        draws: list[Array] = []
+        if is_float(before.dtype):
+            with np.errstate(all="ignore"):
+                moved = max((_largest_finite(np.abs(draw[name] - ref)) for draw in noise), default=0.0)
+                level = 2 * max(moved / max(_rms(ref[np.isfinite(ref)]), 5e-324), unit)
+                draws = [wide + level * _rms(wide[np.isfinite(wide)])]
+        comparisons.append(judge_output("G3", name, wide, before, result[name], draws, unit=unit, family=family))
+    return comparisons
+
+
+def _largest_finite(array: Array) -> float:
+    return float(np.max(array[np.isfinite(array)], initial=0.0))
+
+
 def sanity(
     reference: Mapping[str, Array],
     original: Mapping[str, Array],

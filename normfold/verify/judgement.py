@@ -11,6 +11,7 @@ from normfold.errors import CannotTell
 from normfold.graph import Array, Graph, Shape, Value
 from normfold.record import Comparison
 from normfold.verify import gates
+from normfold.verify.blind import behind, made_up
 from normfold.verify.certificate import certify
 from normfold.verify.evaluate import run
 from normfold.verify.inputs import Feed
@@ -68,14 +69,15 @@ def judge(
     the first took fits into what is left of `budget` seconds.  draws: perturbed evaluations of the original per feed.
 
     A difference is a failed comparison, never an exception.  A feed that the original itself cannot run (sizes that it does not
-    allow) is left out with the reason.  Raises CannotTell where the first feed cannot be evaluated.
+    allow) is left out with the reason.  Ops without float64 evaluation are stepped over (`blind`) and noted; where even that
+    is not possible on the first feed, CannotTell is raised.
     """
     began = time.perf_counter()
     verdict = Judgement()
     worst: dict[tuple[str, str], Comparison] = {}
     if after is not None:
         _keep(worst, contract(before, after))
-    coarse = unit(before)
+    one = _One(before, after, original, result, unit(before), draws, seed, verdict.notes)
     longest = 0.0
     for place, feed in enumerate(feeds):
         started = time.perf_counter()
@@ -83,14 +85,14 @@ def judge(
             verdict.left_out[feed.label] = f"the budget of {budget:g} s was spent"
             continue
         try:
-            _keep(worst, _one(before, after, original, result, feed, coarse, draws, seed, algebra=place < 2, notes=verdict.notes))
+            _keep(worst, one.judge(feed, algebra=place < 2))
         except _NotRun as reason:
             verdict.left_out[feed.label] = str(reason)
             continue
-        except CannotTell:
+        except CannotTell as reason:
             if not verdict.ran:
                 raise
-            verdict.left_out[feed.label] = "it cannot be evaluated in float64"
+            verdict.left_out[feed.label] = str(reason)
             continue
         verdict.ran.append(feed.label)
         longest = max(longest, time.perf_counter() - started)
@@ -116,49 +118,81 @@ def _closeness(item: Comparison) -> float:
     return item.error / item.allowed if item.allowed else item.error
 
 
-def _one(
-    before: Graph,
-    after: Graph | None,
-    original: Runner | None,
-    result: Runner | None,
-    feed: Feed,
-    coarse: float,
-    draws: int,
-    seed: int,
-    *,
-    algebra: bool,
-    notes: list[str],
-) -> list[Comparison]:
-    family, found = feed.label, list[Comparison]()
-    first: dict[str, Array] | None = None
-    if original is not None:
+@dataclass
+class _One:
+    """Judges one feed after the other."""
+
+    before: Graph
+    after: Graph | None
+    original: Runner | None
+    result: Runner | None
+    unit: float
+    draws: int
+    seed: int
+    notes: list[str]
+    blind: bool = False
+
+    def judge(self, feed: Feed, *, algebra: bool) -> list[Comparison]:
+        """All gates on one feed."""
+        first = self._original(feed)
+        if not self.blind:
+            try:
+                return self._gates(feed, first, {}, algebra=algebra)
+            except CannotTell as error:
+                given = made_up(self.before, feed.arrays)
+                if not given:
+                    raise
+                self.blind = True
+                self.notes.append(f"{error}; what follows was judged with made-up arrays in its place")
+        else:
+            given = made_up(self.before, feed.arrays)
+        return self._gates(feed, first, given, algebra=algebra)
+
+    def _original(self, feed: Feed) -> dict[str, Array] | None:
+        if self.original is None:
+            return None
         try:
-            first = _named(before, original.run(feed.arrays), original)
+            return _named(self.before, self.original.run(feed.arrays), self.original)
         except CannotTell as error:
             raise _NotRun(f"the original does not run on it: {error}") from error
-    if after is not None:
-        certified = certify(before, after, feed.arrays, family=family, algebra=algebra)
-        reference = certified.outputs
-        found += certified.comparisons
-    else:
-        reference = run(before, feed.arrays)
-    noise = [run(before, feed.arrays, constants=perturbed(seed + draw)) for draw in range(draws)]
-    if first is not None:
-        found += gates.sanity(reference, first, noise, unit=coarse, family=family)
-    if first is not None and result is not None:
+
+    def _gates(self, feed: Feed, first: dict[str, Array] | None, given: dict[str, Array], *, algebra: bool) -> list[Comparison]:
+        found: list[Comparison] = []
+        if self.after is not None:
+            certified = certify(self.before, self.after, feed.arrays, family=feed.label, algebra=algebra, given=given)
+            reference = certified.outputs
+            found += certified.comparisons
+        else:
+            reference = run(self.before, feed.arrays, given=given)
+        draws = [perturbed(self.seed + draw) for draw in range(self.draws)]
+        noise = [run(self.before, feed.arrays, constants=constants, given=given) for constants in draws]
+        if first is None or self.result is None:
+            return found + self._artefact(feed, reference, noise, given)
+        hidden = behind(self.before, given) if given else set[str]()
+        known = {name: array for name, array in first.items() if name not in hidden}
+        alone = {name: array for name, array in first.items() if name in hidden}
+        found += gates.sanity(reference, known, noise, unit=self.unit, family=feed.label)
         try:
-            second = _named(before, result.run(feed.arrays), result)
+            second = _named(self.before, self.result.run(feed.arrays), self.result)
         except CannotTell as error:
-            return [*found, Comparison("G3", "the result", family, float("inf"), 0.0, False, f"it does not run: {error}")]
-        found += gates.runtime(reference, first, second, noise, unit=coarse, family=family)
-    elif after is not None:
-        rounded = after.clone()
+            text = f"it does not run: {error}"
+            return [*found, Comparison("G3", "the result", feed.label, float("inf"), 0.0, False, text)]
+        found += gates.runtime(reference, known, second, noise, unit=self.unit, family=feed.label)
+        return found + gates.runtimes_alone(reference, alone, second, noise, unit=self.unit, family=feed.label)
+
+    def _artefact(
+        self, feed: Feed, reference: dict[str, Array], noise: list[dict[str, Array]], given: dict[str, Array]
+    ) -> list[Comparison]:
+        """G2, where there is no runtime to run."""
+        if self.after is None:
+            return []
+        text = "no runtime was compared: the stored weights were judged in float64 (G2)"
+        if text not in self.notes:
+            self.notes.append(text)
+        rounded = self.after.clone()
         rounded.round_constants()
-        found += gates.artefact(reference, run(rounded, feed.arrays), noise, unit=coarse, family=family)
-        text = "no runtime was compared: the artefact was judged in float64 (G2)"
-        if text not in notes:
-            notes.append(text)
-    return found
+        outputs = run(rounded, feed.arrays, given=given)
+        return gates.artefact(reference, outputs, noise, unit=self.unit, family=feed.label)
 
 
 def _named(before: Graph, outputs: Mapping[str, Array], runner: Runner) -> dict[str, Array]:

@@ -55,13 +55,19 @@ def _moved(array: Array, dtype: np.dtype[Any], seed: int, name: str) -> Array:
 
 
 def movement(
-    graph: Graph, feeds: Mapping[str, Array], wanted: Collection[tuple[str, tuple[int, ...]]], seed: int = 0
+    graph: Graph,
+    feeds: Mapping[str, Array],
+    wanted: Collection[tuple[str, tuple[int, ...]]],
+    *,
+    given: Mapping[str, Array] | None = None,
+    seed: int = 0,
 ) -> dict[tuple[str, tuple[int, ...]], Array]:
     """How far an ulp of float64 in every parameter and input moves the values `wanted`: (name, axes kept) -> per channel."""
     double = np.dtype(np.float64)
     shaken = {name: _moved(exact(np.asarray(array)), double, seed, name) for name, array in feeds.items()}
     found: dict[tuple[str, tuple[int, ...]], Array] = {}
-    for (value, plain), (_, moved) in zip(Walk(graph, feeds), Walk(graph, shaken, perturbed(seed, double)), strict=True):
+    both = (Walk(graph, feeds, given=given), Walk(graph, shaken, perturbed(seed, double), given))
+    for (value, plain), (_, moved) in zip(*both, strict=True):
         for name, keep in wanted:
             if name == value.name and plain.shape == moved.shape and is_float(plain.dtype):
                 with np.errstate(all="ignore"):

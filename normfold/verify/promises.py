@@ -57,8 +57,10 @@ def work_out(gauge: Gauge, original: Array) -> Held:
 class Reference:
     """The original's values in the order in which they are asked for; each is dropped after it was asked for the last time."""
 
-    def __init__(self, before: Graph, feeds: Mapping[str, Array], wanted: Iterator[str]) -> None:
-        self._walk = Walk(before, feeds)
+    def __init__(
+        self, before: Graph, feeds: Mapping[str, Array], wanted: Iterator[str], given: Mapping[str, Array] | None = None
+    ) -> None:
+        self._walk = Walk(before, feeds, given=given)
         self._steps = iter(self._walk)
         self._constants = {value.name: value for value in (*before.constants(), *before.outputs) if value.const is not None}
         self._left: dict[str, int] = {}

@@ -70,7 +70,7 @@ def test_a_pinned_tree_is_fixed_and_a_free_one_ends_in_one() -> None:
 
 def test_a_free_tree_whose_end_is_far_off_is_centred_by_a_power_of_two() -> None:
     ratios = Ratios(12)
-    ratios.join(np.arange(1, 11), np.full(10, 11), 3e9)
+    ratios.join(np.arange(1, 11), np.full(10, 11), 3e19)
     values = ratios.solution()
     exponent = np.log2(values[11])
     assert exponent == np.rint(exponent)
