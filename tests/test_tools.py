@@ -10,6 +10,8 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
+import onnx
+import onnx.helper
 import pytest
 
 
@@ -126,6 +128,24 @@ def test_accuracy_refuses_what_it_cannot_read(root: Path) -> None:
     done = _run(root, sys.executable, "tools/accuracy", "README.md")
     assert done.returncode == 2
     assert "README.md: expected an existing file that ends in .pt, .pt2, .onnx" in done.stderr
+
+
+def test_bench_prints_a_line_for_each_pair_and_level_and_goes_on_after_an_error(root: Path, tmp_path: Path) -> None:
+    node = onnx.helper.make_node("Relu", ["x"], ["y"])
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["N", 4]) for name in "xy")
+    opset = onnx.helper.make_opsetid("", 17)
+    model = onnx.helper.make_model(onnx.helper.make_graph([node], "relu", [x], [y]), opset_imports=[opset], ir_version=8)
+    for name in ("a.onnx", "b.onnx"):
+        onnx.save(model, tmp_path / name)
+    pair = f"{tmp_path / 'a.onnx'}:{tmp_path / 'b.onnx'}"
+    levels = ("--level", "all", "--level", "disabled")
+    done = _run(root, sys.executable, "tools/bench", "missing.onnx", pair, *levels, "--seconds", "0.2", "--input", "x=3x4")
+    assert done.returncode == 2, done.stderr
+    lines = done.stdout.splitlines()[2:]
+    assert lines[0].startswith("missing.onnx")
+    assert [line.split()[:4] for line in lines[1:]] == [["a.onnx", ":", "b.onnx", level] for level in ("all", "disabled")]
+    verdicts = ("faster", "slower", "no difference", "too noisy to tell")
+    assert all(line.endswith(verdicts) for line in lines[1:])
 
 
 @pytest.mark.slow
