@@ -72,7 +72,7 @@ class Emitter:
         return None if value is None else self._operand(value)
 
     def affine(self, node: Node) -> list[FxNode | None]:
-        """gamma and beta (inputs 1 and 2); None for both where the captured layer had neither and they are still ones and zeros."""
+        """gamma and beta (inputs 1 and 2); None for both where the captured layer had neither and both are as captured."""
         values = [node.input(1), node.input(2)]
         if all(value is None or (isinstance(value.origin, Absent) and value.origin.const is value.const) for value in values):
             return [None, None]

@@ -55,6 +55,11 @@ def _where(read: Read) -> Spelled | None:
     return Spelled("Where", ["condition", "self", "other"]) if read.same_type("self", "other") else None
 
 
+@spelling("masked_fill.Scalar", "masked_fill.Tensor")
+def _masked_fill(read: Read) -> Spelled | None:
+    return Spelled("Where", ["mask", "value", "self"]) if read.same_type("self", "value") else None
+
+
 _BOOL = {f"{prefix}{name.lower()}": name for name in ("And", "Or", "Xor", "Not") for prefix in ("logical_", "bitwise_", "__")}
 
 

@@ -40,6 +40,10 @@ class Constants:
         self.written: dict[tuple[int, bool], FxNode] = {}
         self.entries: dict[str, tuple[FxNode, InputSpec, torch.Tensor]] = {}
         self.targets = self._kept()
+        self.taken = {node.name for node in ep.graph.nodes} | {value.name for value in view.values()}
+        self.last: dict[str, int] = {}  # module path -> place of its last entry
+        for name, place in self.place.items():
+            self.last[name.rpartition(".")[0]] = place
 
     def _fake_mode(self) -> Any:
         for node in self.ep.graph.nodes:
@@ -123,8 +127,8 @@ class Constants:
             trains = twin is not None and twin.requires_grad and tensor.is_floating_point()
             tensor = nn.Parameter(tensor, requires_grad=trains)
         name = legal(f"{_PREFIX[kind]}_{target}")
-        taken = {node.name for node in self.fx.nodes} | {entry.name for entry in self.view.values()}
-        name = next(trial for trial in (name, *(f"{name}_{n}" for n in range(1, len(taken) + 2))) if trial not in taken)
+        name = next(trial for trial in (name, *(f"{name}_{n}" for n in range(1, len(self.taken) + 2))) if trial not in self.taken)
+        self.taken.add(name)
         fake = self.fake_mode.from_tensor(tensor, static_shapes=True)
         spec = InputSpec(kind, TensorArgument(name), target, persistent)
         return self._enter(name, {"val": fake}, spec, tensor)
@@ -162,9 +166,7 @@ class Constants:
         """Where an entry stands: at its own place, or behind those of its module."""
         if target in self.place:
             return self.place[target], 0, target
-        prefix = target.rpartition(".")[0]
-        beside = [place for name, place in self.place.items() if name.rpartition(".")[0] == prefix]
-        return (max(beside) if beside else len(self.place)), 1, target
+        return self.last.get(target.rpartition(".")[0], len(self.place)), 1, target
 
     def specs(self) -> list[InputSpec]:
         """Input specs in order (parameters, buffers, lifted tensors); puts the placeholders into the same order."""

@@ -28,6 +28,9 @@ from normfold.graph import Graph, Node, Value
 _KEPT_META = ("nn_module_stack", "stack_trace")
 
 
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+
+
 def to_program(graph: Graph) -> ExportedProgram:
     """The functional program that computes what `graph` computes; `graph` must come from `from_aten`.
 
@@ -186,10 +189,12 @@ class _Writer:
         args, kwargs = trimmed(call.target, map_slots(call.args, fill), map_slots(call.kwargs, fill))
         single = call.picks == (None,)
         name = legal(node.output.name) if single else call.main.name
-        written = self.fx.create_node("call_function", call.target, args, kwargs, name)
+        # A view wants the strides that it was captured with; what a removed layer leaves behind may lie differently in memory.
+        target = torch.ops.aten.reshape.default if call.target in _VIEWS else call.target
+        written = self.fx.create_node("call_function", target, args, kwargs, name)
         written.meta.update(_kept_meta(call.main))
         if changed:
-            written.meta["val"] = self.emitter.trace(call.target, args, kwargs)
+            written.meta["val"] = self.emitter.trace(target, args, kwargs)
         if single:
             self.env[id(node.output)] = written
             return

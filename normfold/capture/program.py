@@ -122,7 +122,8 @@ def bake(module: nn.Module) -> list[str]:
             if parametrize.is_parametrized(part):
                 shared = type(part)  # removing deletes a property of the class, which a deep copy shares with the original
                 own = {key: item for key, item in vars(shared).items() if key not in ("__dict__", "__weakref__")}
-                part.__class__ = type(shared.__name__, shared.__bases__, own)
+                private: Any = type(shared.__name__, shared.__bases__, own)
+                part.__class__ = private
                 lists: Any = part.parametrizations
                 for name in list(lists):
                     parametrize.remove_parametrizations(part, name, leave_parametrized=True)

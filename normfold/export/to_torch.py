@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument
 
 from normfold.capture.program import dim_names
 from normfold.errors import InputRefused, UsageError
@@ -63,7 +65,7 @@ def _umask() -> int:
 
 
 def to_onnx_model(ep: ExportedProgram, *, opset: int | None = None) -> ir.Model:
-    """`ep` as an ONNX model, by torch.onnx.export; input names and the user's names of dynamic sizes are kept.
+    """`ep` as an ONNX model, by torch.onnx.export; names of inputs, outputs and dynamic sizes are kept.
 
     opset: the exporter's own default when None.  Raises InputRefused for a program that ONNX cannot hold: its .pt2 works.
     """
@@ -77,6 +79,7 @@ def to_onnx_model(ep: ExportedProgram, *, opset: int | None = None) -> ir.Model:
             ) from error
     assert program is not None
     model: ir.Model = program.model
+    _name_outputs(model, ep)
     _name_dims(model, dim_names(ep))
     return model
 
@@ -87,6 +90,26 @@ def _reason(error: BaseException) -> str:
         error = error.__cause__
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     return f": {type(error).__name__}: {line[:200]}" if line else f": {type(error).__name__}"
+
+
+def _name_outputs(model: ir.Model, ep: ExportedProgram) -> None:
+    """Give the outputs the program's names: the exporter traces again and numbers them anew."""
+    specs = [spec for spec in ep.graph_signature.output_specs if not isinstance(spec.arg, ConstantArgument)]
+    outputs = model.graph.outputs
+    names = [str(spec.arg.name) for spec in specs]
+    if len(names) != len(outputs) or len(set(names)) != len(names):
+        return
+    taken = {value.name: value for value in (*model.graph.inputs, *model.graph.initializers.values())}
+    if any(name in taken for name in names):
+        return
+    others = [value for node in model.graph.all_nodes() for value in node.outputs if value not in outputs]
+    used = {value.name for value in others} | set(taken) | set(names)
+    for value in others:
+        if value.name in names:
+            value.name = next(name for count in itertools.count(1) if (name := f"{value.name}_{count}") not in used)
+            used.add(value.name)
+    for value, name in zip(outputs, names, strict=True):
+        value.name = name
 
 
 def _name_dims(model: ir.Model, names: dict[str, str]) -> None:

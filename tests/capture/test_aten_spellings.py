@@ -249,9 +249,11 @@ def test_pointwise():
             x + y, x - 2, 3 * x, x / y, 1 - x, x + n, torch.add(x, y, alpha=2), x**2, torch.square(x),
             torch.maximum(x, y), torch.minimum(x, y), torch.where(x > 0, x, y), torch.where(x > y, x, 0.5),
             F.relu(x), F.leaky_relu(x, 0.2), m.prelu(x), m.prelu1(x), F.relu6(x), F.hardtanh(x, -0.5, 0.25), x.clamp(min=0.1),
-            x.sigmoid(), x.tanh(), F.silu(x), F.gelu(x), F.gelu(x, approximate="tanh"), F.elu(x), F.hardswish(x), F.hardsigmoid(x),
-            x.abs(), -x, x.exp(), (x.abs() + 1).sqrt(), (x.abs() + 1).rsqrt(), F.softplus(x), torch.erf(x), F.mish(x), F.selu(x),
+            x.sigmoid(), x.tanh(), F.silu(x), F.gelu(x), F.gelu(x, approximate="tanh"), F.elu(x), F.hardswish(x),
+            F.hardsigmoid(x), x.abs(), -x, x.exp(), (x.abs() + 1).sqrt(), (x.abs() + 1).rsqrt(), F.softplus(x),
+            torch.erf(x), F.mish(x), F.selu(x),
             F.softmax(x, 1), F.log_softmax(x, -1), x.double().float(), n.float(), (x > 0) & (y > 0), n // 2, x // 1,
+            x.masked_fill(x > 0, -5.0),
         )  # fmt: skip
 
     module = Calls(function, prelu=nn.PReLU(4, init=0.3), prelu1=nn.PReLU())
@@ -262,7 +264,7 @@ def test_pointwise():
         "Relu", "LeakyRelu", "PRelu", "PRelu", "Clip", "Clip", "Clip",
         "Sigmoid", "Tanh", "Swish", "Gelu", "Gelu", "Elu", "HardSwish", "HardSigmoid",
         "Abs", "Neg", "Exp", "Sqrt", "aten::rsqrt", "aten::softplus", "Erf", "Mish", "Selu",
-        "Softmax", "LogSoftmax", "Cast", "Cast", "And", "aten::floor_divide", "aten::floor_divide",
+        "Softmax", "LogSoftmax", "Cast", "Cast", "And", "aten::floor_divide", "aten::floor_divide", "Where",
     ]  # fmt: skip
     slopes = [node.input(1) for node in graph.nodes if node.kind == "PRelu"]
     assert [value.shape for value in slopes] == [(4, 1, 1), (1, 1, 1)]
@@ -275,9 +277,10 @@ def test_spatial_and_reductions():
         return (
             F.max_pool2d(x, 3, 2, 1), F.max_pool2d(x, 4, 3, ceil_mode=True), F.avg_pool2d(x, 2, padding=1),
             F.avg_pool2d(x, 3, 2, count_include_pad=False), F.avg_pool2d(x, 2, divisor_override=3), F.max_pool1d(s, 2),
-            F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (3, 2)), F.adaptive_avg_pool2d(x, 4), F.adaptive_max_pool2d(x, 1),
-            F.pad(x, (1, 2)), F.pad(x, (1, 0, 2, 1), value=0.5), F.pad(x, (1, 1, 2, 2), mode="reflect"),
-            F.pad(x, (1, 1, 2, 2), mode="replicate"), F.pad(s, (1, 2), mode="circular"), F.pad(x, (-1, 0)),
+            F.adaptive_avg_pool2d(x, 1), F.adaptive_avg_pool2d(x, (3, 2)), F.adaptive_avg_pool2d(x, 4),
+            F.adaptive_max_pool2d(x, 1), F.pad(x, (1, 2)), F.pad(x, (1, 0, 2, 1), value=0.5),
+            F.pad(x, (1, 1, 2, 2), mode="reflect"), F.pad(x, (1, 1, 2, 2), mode="replicate"),
+            F.pad(s, (1, 2), mode="circular"), F.pad(x, (-1, 0)),
             F.interpolate(x, scale_factor=2), F.interpolate(x, size=(9, 7)), F.interpolate(x, scale_factor=1.5, mode="bilinear"),
             F.interpolate(x, size=(3, 11), mode="bilinear", align_corners=True), F.interpolate(s, scale_factor=2, mode="linear"),
             F.interpolate(x, scale_factor=2, mode="bicubic"), x.mean((2, 3)), x.mean(), x.sum(1, keepdim=True), x.sum((-1, 1)),
