@@ -126,10 +126,12 @@ def _print(record: Record, state: State, *, json: bool) -> None:
 
         from normfold.report.terminal import render
 
-        console = Console(highlight=False)
-        if not console.is_terminal and "COLUMNS" not in os.environ:
-            console = Console(highlight=False, width=_PIPE_WIDTH)
-        render(record, console)
+        class Terminal(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # rich would exit with 1; that the reader has seen enough is no error
+
+        wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+        render(record, Terminal(highlight=False, width=_PIPE_WIDTH if wide else None))
 
 
 def _log_warnings(record: Record) -> None:

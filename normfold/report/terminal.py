@@ -116,7 +116,7 @@ def _norms(record: Record, console: Console) -> None:
             cells += [Text(shown(item.op)), Text(",".join(map(str, item.axes)))]
         cells.append(Text(str(item.channels) if item.channels else "?"))
         if remarks and wide:
-            cells.append(Text("; ".join(item.health)))
+            cells.append(Text(shown("; ".join(item.health))))
         if tried(record):
             cells.append(_outcome(item))
         table.add_row(*cells)
@@ -131,7 +131,8 @@ def _outcome(item: Finding) -> Text:
     text = Text(_OUTCOMES[item.outcome], style=_STYLES[item.outcome])
     if item.outcome == "kept":
         return text.append(f": {item.refusal.code}" if item.refusal else "", style="default")
-    return text.append(f", into {_parameters(item.into)}" if item.into else "", style="default")
+    into = "scale into" if item.outcome == "shift" else "into"
+    return text.append(f", {into} {_parameters(item.into)}" if item.into else "", style="default")
 
 
 def _parameters(names: list[str]) -> str:
@@ -150,7 +151,7 @@ def _brief(item: Finding, with_outcome: bool) -> Text:
     if with_outcome:
         text.append(", ").append_text(_outcome(item))
     if item.health:
-        text.append(f" ({'; '.join(item.health)})")
+        text.append(f" ({shown('; '.join(item.health))})")
     return text
 
 

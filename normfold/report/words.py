@@ -87,7 +87,7 @@ def gate_sentence(gate: str, comparisons: Sequence[Comparison]) -> str:
 def failure_sentence(comparison: Comparison) -> str:
     """A comparison that failed: where, by how much."""
     where = f", {shown(comparison.where)}" if comparison.where else ""
-    family = f" on {comparison.family} inputs" if comparison.family else ""
+    family = f" on {shown(comparison.family)} inputs" if comparison.family else ""
     amount = f"error {comparison.error:.3g}, allowed {comparison.allowed:.3g}"
     return f"{comparison.gate} of {shown(comparison.subject)}{where}{family}: {amount}"
 
