@@ -30,6 +30,7 @@ def optimize(
     keep_overridable: bool = False,
     opset: int | None = None,
     force: bool = False,
+    proof_seconds: float = 30.0,
 ) -> Result:
     """Remove the normalization layers of `model` that can exactly go, and prove that the function is the same.
 
@@ -42,6 +43,7 @@ def optimize(
     factory: ``path.py:function`` that builds the network of a checkpoint.
     verify: judge the result in float64 and in its runtime.  simplify: tidy an ONNX result with onnxsim.  timing: measure latency.
     only, skip: rewrite ids.  keep: shell patterns of module paths that stay.  force: replace existing outputs.
+    proof_seconds: the time that judging one artefact may take (one kind of input is always judged).
 
     Raises normfold.errors.NormfoldError: InputRefused, UsageError, ResultDiffers (nothing is written), CannotTell.
     """
@@ -57,6 +59,7 @@ def optimize(
         opset=opset,
         outputs=tuple(Path(path) for path in outputs),
         force=force,
+        proof_seconds=proof_seconds,
     )
     record = Record()
     return run(_load(model, inputs, dynamic, factory, record), options, record)

@@ -23,6 +23,7 @@ class Options:
     verify: judge the result in float64 and in its runtime, and write nothing that fails.
     simplify: tidy an ONNX result with onnxsim in a worker process, dropped when it is worse or wrong.
     timing, seconds: measure the latency before and after, for about `seconds`.
+    proof_seconds: the time that judging one artefact may take; the most telling inputs come first, and one is always judged.
     only, skip: rule ids; `only` empty means all.
     keep: shell patterns (``layer4.*``) of module paths or node names whose norms stay.
     keep_overridable: ONNX initializers that are also graph inputs stay overridable by the caller.
@@ -45,6 +46,7 @@ class Options:
     in_place: bool = False
     dry_run: bool = False
     seconds: float = 5.0
+    proof_seconds: float = 30.0
 
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):

@@ -141,7 +141,7 @@ def _check(result: Result, outcome: Outcome, suffix: str, folder: Path, options:
         files = route.write(path, force=True)
     if options.verify:
         with _stage(record, "verify"):
-            _judge(result, outcome, path)
+            _judge(result, outcome, path, options)
     if suffix == ".onnx" and options.simplify and len(files) == 1:
         with _stage(record, "simplify"):
             simplified = _simplified(result, path, folder, options)
@@ -149,7 +149,7 @@ def _check(result: Result, outcome: Outcome, suffix: str, folder: Path, options:
             tidied[suffix] = simplified
 
 
-def _judge(result: Result, outcome: Outcome, path: Path) -> None:
+def _judge(result: Result, outcome: Outcome, path: Path, options: Options) -> None:
     """All gates on the written file.  Raises ResultDiffers or CannotTell."""
     from normfold.verify import feeds, judge
 
@@ -157,7 +157,9 @@ def _judge(result: Result, outcome: Outcome, path: Path) -> None:
     if path.suffix == ".onnx":
         _load_check(path)
     examples = route.examples()
-    judgement = judge(route.graph, outcome.graph, route.original(), route.result(path), feeds(route.graph, examples=examples[-1:]))
+    inputs = feeds(route.graph, examples=examples[-1:])
+    budget = options.proof_seconds
+    judgement = judge(route.graph, outcome.graph, route.original(), route.result(path), inputs, budget=budget)
     record.comparisons += judgement.comparisons
     for label, reason in judgement.left_out.items():
         record.note(f"not compared on {label} inputs: {reason}")
@@ -204,7 +206,8 @@ def _simplified(result: Result, path: Path, folder: Path, options: Options) -> b
         from normfold.verify import feeds, judge
 
         try:
-            judged = judge(route.graph, None, route.original(), route.result(target), feeds(route.graph, examples=route.examples()[-1:]))
+            inputs = feeds(route.graph, examples=route.examples()[-1:])
+            judged = judge(route.graph, None, route.original(), route.result(target), inputs, budget=options.proof_seconds)
         except NormfoldError as error:
             record.warn(f"the onnxsim step was left out: {error}")
             return None

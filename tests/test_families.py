@@ -1,0 +1,54 @@
+"""Graphs in which every other tool leaves BatchNormalization (beside the checkout; skipped where they are not)."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from normfold.api import optimize
+from normfold.capture.onnx import from_onnx
+from normfold.capture.tidy import tidy
+from normfold.optimize import Options
+from normfold.optimize.rewriting import rewrite
+
+# family -> (deleted, shift, kept) with positive gammas, and with a third of them negative
+COUNTS = {
+    "resnetv2_50": ((17, 0, 0), (4, 0, 13)),
+    "mixnet_s": ((34, 0, 0), (34, 0, 0)),
+    "inception_next_atto": ((15, 0, 0), (15, 0, 0)),
+    "densenet121": ((3, 59, 0), (3, 0, 59)),
+}
+
+
+def materialised(shared: Path, family: str, signed: bool) -> Any:
+    path = shared / "families" / "materialise.py"
+    spec = importlib.util.spec_from_file_location("materialise", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.materialise(family, 0, signed)
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["positive", "signed"])
+@pytest.mark.parametrize("family", COUNTS)
+def test_counts(family: str, signed: bool, shared: Path) -> None:
+    graph = from_onnx(materialised(shared, family, signed))
+    tidy(graph)
+    outcome = rewrite(graph, Options(objective="norms"))
+    found = Counter(finding.outcome for finding in outcome.findings)
+    assert (found["deleted"], found["shift"], found["kept"]) == COUNTS[family][signed]
+    assert outcome.inserted == {}
+    assert all(finding.refusal is not None for finding in outcome.findings if finding.outcome != "deleted")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signed", [False, True], ids=["positive", "signed"])
+@pytest.mark.parametrize("family", COUNTS)
+def test_gates(family: str, signed: bool, shared: Path) -> None:
+    result = optimize(materialised(shared, family, signed), objective="norms", proof_seconds=1)
+    assert result.record.passed
+    assert {item.gate for item in result.record.comparisons} >= {"certificate", "G1", "G3"}
