@@ -61,7 +61,7 @@ def infer_node(graph: Graph, node: Node) -> None:
             described = _describe(graph, node, slot)
             types[key] = onnx.TypeProto() if described is None else described[0]
             if described is not None and described[1] is not None:
-                data[key] = ir.serde.serialize_tensor(ir.Tensor(np.ascontiguousarray(described[1])))
+                data[key] = ir.serde.serialize_tensor(ir.Tensor(np.asarray(described[1], order="C")))
     opsets = [onnx.helper.make_opsetid("", min(opset, onnx.defs.onnx_opset_version()))]
     try:
         inferred = onnx.shape_inference.infer_node_outputs(found, proto, types, data, opset_imports=opsets)

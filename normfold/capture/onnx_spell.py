@@ -141,7 +141,7 @@ def _attribute(name: str, value: Any, kind: ir.AttributeType) -> ir.Attr:
     if kind == ir.AttributeType.STRINGS:
         return ir.AttrStrings(name, [str(item) for item in value])
     if kind == ir.AttributeType.TENSOR:
-        return ir.AttrTensor(name, ir.Tensor(np.ascontiguousarray(value), name=name))
+        return ir.AttrTensor(name, ir.Tensor(np.asarray(value, order="C"), name=name))
     raise ValueError(f"the attribute {name!r} of type {kind} cannot be written from {value!r}")
 
 

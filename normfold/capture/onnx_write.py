@@ -182,7 +182,7 @@ class _Writer:
     def _extra_inputs(self, node: Node, target: ir.Node, spelling: Spelling) -> None:
         """Parameters that the view holds as attributes and this opset reads as inputs."""
         for slot, array in spelling.inputs.items():
-            made = _initializer(self.graph.claim(f"{node.output.name}_in{slot}"), ir.Tensor(np.ascontiguousarray(array)))
+            made = _initializer(self.graph.claim(f"{node.output.name}_in{slot}"), ir.Tensor(np.asarray(array, order="C")))
             self.made.append(made)
             if slot >= len(target.inputs):
                 target.resize_inputs(slot + 1)
@@ -270,7 +270,7 @@ def _tensor(const: Constant) -> ir.TensorProtocol:
     """The constant in its stored type; rounded when it is written, so that only one copy exists until then."""
 
     def read() -> ir.Tensor[Array]:
-        return ir.Tensor(np.ascontiguousarray(const.rounded().read()))
+        return ir.Tensor(np.asarray(const.rounded().read(), order="C"))
 
     return ir.LazyTensor(read, dtype=onnx_type(const.dtype), shape=ir.Shape(const.shape))
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from normfold.graph import Array, Graph, Node, Shape, Value
 
 _LIMIT = 4096  # elements; a parameter is small
@@ -169,12 +167,3 @@ def known_count(shape: Shape | None) -> int | None:
             return None
         count *= size
     return count
-
-
-def same_array(left: Array, right: Array) -> bool:
-    """Same type, sizes and bits (NaN equals itself, 0.0 differs from -0.0)."""
-    return (
-        left.dtype == right.dtype
-        and left.shape == right.shape
-        and np.ascontiguousarray(left).tobytes() == np.ascontiguousarray(right).tobytes()
-    )
