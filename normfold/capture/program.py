@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
@@ -169,17 +170,12 @@ def set_dim_names(ep: ExportedProgram, names: Mapping[str, str]) -> None:
 def _name_dims(ep: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str, Any], dynamic_shapes: Any) -> None:
     names: dict[str, str] = {}
     nodes = [node for node in ep.graph.nodes if node.op == "placeholder"]
-    inputs = {
-        spec.arg.name: node for node, spec in zip(nodes, ep.graph_signature.input_specs, strict=True) if hasattr(spec.arg, "name")
-    }
-    users = [inputs[name] for name in ep.graph_signature.user_inputs if isinstance(name, str) and name in inputs]
-    for node, dims in zip(users, _dims_of_inputs(ep, args, kwargs, dynamic_shapes), strict=False):
-        meta = node.meta.get("val")
+    specs = zip(nodes, ep.graph_signature.input_specs, strict=True)
+    traced = [node.meta.get("val") for node, spec in specs if spec.kind == InputKind.USER_INPUT]
+    shapes = [meta.shape for meta in traced if isinstance(meta, torch.Tensor)]
+    for shape, dims in zip(shapes, _dims_of_inputs(ep, args, kwargs, dynamic_shapes), strict=False):
         for axis, dim in dims.items():
-            name = getattr(dim, "__name__", None)
-            if name is None or not isinstance(meta, torch.Tensor) or not isinstance(meta.shape[axis], torch.SymInt):
-                continue
-            symbol = str(meta.shape[axis])
+            name, symbol = getattr(dim, "__name__", ""), str(shape[axis])
             if symbol.isidentifier() and name.isidentifier() and name not in names.values():
                 names.setdefault(symbol, name)
     if names:
@@ -206,12 +202,15 @@ def _dims_of_inputs(ep: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str
                 walk(item, spec[place] if isinstance(spec, (list, tuple)) else None)
 
     signature = ep.module_call_graph[0].signature
-    if isinstance(shapes, Mapping) and signature is not None:
-        names = signature.forward_arg_names or []
-        for name, value in (*zip(names, args, strict=False), *kwargs.items()):
+    assert signature is not None
+    keywords = list(signature.in_spec.child(1).context)  # in the order of the program's inputs
+    if isinstance(shapes, Mapping):
+        for name, value in zip(signature.forward_arg_names or [], args, strict=False):
             walk(value, shapes.get(name))
+        for name in keywords:
+            walk(kwargs[name], shapes.get(name))
     elif isinstance(shapes, (list, tuple)):
-        for place, value in enumerate((*args, *kwargs.values())):
+        for place, value in enumerate((*args, *(kwargs[name] for name in keywords))):
             walk(value, shapes[place] if place < len(shapes) else None)
     return found
 

@@ -309,3 +309,44 @@ def test_random_and_training_forms_stay_opaque():
     assert "BatchNormalization" not in kinds
     assert "Identity" not in kinds
     assert not any(value.param for value in graph.constants())
+
+
+def test_a_size_that_is_an_input():
+    class Takes(nn.Module):
+        def forward(self, n: int, x: torch.Tensor) -> Any:
+            return x[:, :n] * 2, x.shape[0] * n
+
+    shapes = {"n": torch.export.Dim.DYNAMIC, "x": {0: N}}
+    program = export_module(Takes().eval(), (3, torch.randn(2, 5)), dynamic_shapes=shapes)
+    graph = from_aten(program).validate()
+    assert [(value.name, value.shape) for value in graph.inputs] == [("n", ()), ("x", ("N", 5))]
+    x = torch.randn(4, 5)
+    values = run(graph, flatten_inputs(program, (2, x)))
+    expected = flatten_outputs(graph, Takes()(2, x))
+    assert {name: np.allclose(values[name], array) for name, array in expected.items()} == dict.fromkeys(expected, True)
+    assert values[graph.outputs[1].name] == 8
+
+
+def test_complex_numbers_and_ops_of_other_libraries_are_opaque():
+    @torch.library.custom_op("normfold_test::twice", mutates_args=())
+    def twice(x: torch.Tensor, scale: float) -> torch.Tensor:
+        return x * 2 * scale
+
+    @twice.register_fake
+    def _(x: torch.Tensor, scale: float) -> torch.Tensor:
+        return torch.empty_like(x)
+
+    class Odd(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return torch.fft.rfft(x).abs(), twice(x, 1.5), torch.topk(x, 2).indices
+
+    x = torch.randn(2, 6)
+    program = export_module(Odd().eval(), (x,))
+    graph = from_aten(program).validate()
+    assert [node.kind for node in graph.nodes] == ["aten::fft_rfft", "aten::abs", "normfold_test::twice", "aten::topk"]
+    assert graph.nodes[0].output.dtype == np.complex64
+    assert graph.nodes[2].attrs == {"scale": 1.5}
+    values = run(graph, flatten_inputs(program, (x,)))
+    for name, array in flatten_outputs(graph, Odd()(x)).items():
+        assert np.allclose(values[name], array, atol=1e-5)
+    assert values[graph.outputs[1].name].dtype == np.float64
