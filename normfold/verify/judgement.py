@@ -76,7 +76,7 @@ def judge(
     verdict = Judgement()
     worst: dict[tuple[str, str], Comparison] = {}
     if after is not None:
-        _keep(worst, contract(before, after))
+        keep_worst(worst, contract(before, after))
     one = _One(before, after, original, result, unit(before), draws, seed, verdict.notes)
     longest = 0.0
     for place, feed in enumerate(feeds):
@@ -85,7 +85,7 @@ def judge(
             verdict.left_out[feed.label] = f"the budget of {budget:g} s was spent"
             continue
         try:
-            _keep(worst, one.judge(feed, algebra=place < 2))
+            keep_worst(worst, one.judge(feed, algebra=place < 2))
         except _NotRun as reason:
             verdict.left_out[feed.label] = str(reason)
             continue
@@ -105,7 +105,7 @@ class _NotRun(Exception):
     """The original does not run on a feed."""
 
 
-def _keep(worst: dict[tuple[str, str], Comparison], comparisons: Sequence[Comparison]) -> None:
+def keep_worst(worst: dict[tuple[str, str], Comparison], comparisons: Sequence[Comparison]) -> None:
     """Keep the worst comparison of each gate and subject: the first that failed, else the closest to failing."""
     for item in comparisons:
         key = (item.gate, item.subject)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,21 +14,13 @@ import onnx.helper
 import onnx.reference
 import onnxruntime
 import pytest
+from kernel_cases import CASES, Case
 
 from normfold.errors import CannotTell
 from normfold.graph import Graph, Node
 from normfold.ops import kernels
 from normfold.ops.kernels import can_evaluate, evaluate, is_light
 from normfold.ops.kernels.registry import ATTRIBUTES
-
-_spec = importlib.util.spec_from_file_location("kernel_cases", Path(__file__).with_name("kernel_cases.py"))
-assert _spec is not None
-assert _spec.loader is not None
-_cases = importlib.util.module_from_spec(_spec)
-sys.modules["kernel_cases"] = _cases
-_spec.loader.exec_module(_cases)
-Case = _cases.Case
-CASES: list[Any] = _cases.CASES
 
 # Attributes without effect on the value of what the kernels compute.
 INERT = {
@@ -58,11 +48,12 @@ INERT = {
 }
 AS_INPUT = {  # static parameters that the table passes as inputs
     "AffineGrid": {"size"}, "ConstantOfShape": {"shape"}, "CumSum": {"axis"}, "OneHot": {"depth"},
-    "Range": {"start", "limit", "delta"}, "TopK": {"k"}, "HannWindow": {"size"}, "HammingWindow": {"size"}, "BlackmanWindow": {"size"},
+    "Range": {"start", "limit", "delta"}, "TopK": {"k"}, "HannWindow": {"size"}, "HammingWindow": {"size"},
+    "BlackmanWindow": {"size"},
 }  # fmt: skip
 
 
-def node_of(case: Any, attrs: dict[str, Any] | None = None, slots: int | None = None) -> Node:
+def node_of(case: Case, attrs: dict[str, Any] | None = None, slots: int | None = None) -> Node:
     graph = Graph()
     inputs = [None if item is None else graph.value(f"x{i}") for i, item in enumerate(case.inputs)]
     outputs = [graph.value(f"y{i}") for i in range(case.outputs)]
@@ -80,7 +71,7 @@ def schema_inputs(kind: str) -> list[str]:
     return [item.name for item in onnx.defs.get_schema(kind).inputs]
 
 
-def onnx_form(case: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+def onnx_form(case: Case) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """The case as a model: static parameters become inputs where the newest schema has them there."""
     formal = schema_inputs(case.kind)
     values: list[Any] = list(case.inputs)
@@ -114,7 +105,7 @@ def onnx_form(case: Any) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     return model, feeds
 
 
-def judged(case: Any) -> list[Any]:
+def judged(case: Case) -> list[Any]:
     model, feeds = onnx_form(case)
     if case.judge == "onnx":
         return list(onnx.reference.ReferenceEvaluator(model).run(None, feeds))
@@ -138,7 +129,7 @@ def close(mine: Any, theirs: Any, tolerance: float) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{n}-{case.label}" for n, case in enumerate(CASES)])
-def test_kernel_agrees_with_the_runtime(case: Any) -> None:
+def test_kernel_agrees_with_the_runtime(case: Case) -> None:
     if case.judge == "scalars":
         case = Case(case.kind, tuple(np.asarray(item).reshape(()) for item in case.inputs), case.attrs, case.outputs)
     results = evaluate(node_of(case), [wide(item) for item in case.inputs])
@@ -147,7 +138,7 @@ def test_kernel_agrees_with_the_runtime(case: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{n}-{case.label}" for n, case in enumerate(CASES)])
-def test_kernel_keeps_the_type_that_comes_in(case: Any) -> None:
+def test_kernel_keeps_the_type_that_comes_in(case: Case) -> None:
     narrow = evaluate(node_of(case), [None if item is None else np.asarray(item) for item in case.inputs])
     broad = evaluate(node_of(case), [wide(item) for item in case.inputs])
     for a, b in zip(narrow, broad, strict=True):
@@ -156,7 +147,7 @@ def test_kernel_keeps_the_type_that_comes_in(case: Any) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=[f"{n}-{case.label}" for n, case in enumerate(CASES)])
-def test_kernel_leaves_its_inputs_alone(case: Any) -> None:
+def test_kernel_leaves_its_inputs_alone(case: Case) -> None:
     arrays = [wide(item) for item in case.inputs]
     before = [None if item is None else item.copy() for item in arrays]
     for item in arrays:
@@ -171,7 +162,7 @@ def test_kernel_leaves_its_inputs_alone(case: Any) -> None:
 @pytest.mark.parametrize(
     "case", [case for case in CASES if set(case.attrs) & set(schema_inputs(case.kind))], ids=lambda c: c.label
 )
-def test_a_static_parameter_may_come_as_an_input(case: Any) -> None:
+def test_a_static_parameter_may_come_as_an_input(case: Case) -> None:
     formal = schema_inputs(case.kind)
     arrays: list[Any] = [wide(item) for item in case.inputs]
     attrs = dict(case.attrs)
@@ -186,7 +177,7 @@ def test_a_static_parameter_may_come_as_an_input(case: Any) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
-def differs(case: Any, attrs: dict[str, Any]) -> bool:
+def differs(case: Case, attrs: dict[str, Any]) -> bool:
     """True when these attributes give another result than the case's own, or none."""
     arrays = [wide(item) for item in case.inputs]
     try:

@@ -1,0 +1,98 @@
+"""The componentwise magnitude bounds what rounding can do, and is not far above it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from build import Builder
+
+from normfold.graph import Array
+from normfold.ops.kernels import evaluate
+from normfold.verify.evaluate import compute
+from normfold.verify.magnitude import magnitude
+
+RNG = np.random.default_rng(0)
+
+
+def f(*shape: int) -> Array:
+    return RNG.standard_normal(shape)
+
+
+CASES: list[tuple[str, list[Any], dict[str, Any]]] = [
+    ("Conv", [f(1, 4, 6, 6), f(6, 2, 3, 3), f(6)], {"group": 2, "pads": (1, 1, 1, 1)}),
+    ("ConvTranspose", [f(1, 4, 6, 6), f(4, 3, 3, 3), f(3)], {"strides": (2, 2)}),
+    ("Gemm", [f(3, 5), f(4, 5), f(4)], {"transB": 1, "alpha": -0.5, "beta": -2.0}),
+    ("MatMul", [f(2, 3, 5), f(5, 4)], {}),
+    ("Add", [f(3, 4), f(4)], {}),
+    ("Sub", [f(3, 4), f(4)], {}),
+    ("Mul", [f(3, 4), f(4)], {}),
+    ("Div", [f(3, 4), f(4)], {}),
+    ("Max", [f(3, 4), f(4)], {}),
+    ("Min", [f(3, 4), f(4)], {}),
+    ("BatchNormalization", [f(2, 3, 4), f(3), f(3), 10 * f(3), abs(f(3))], {"epsilon": 1e-3}),
+    ("LayerNormalization", [f(2, 3, 8) + 100, f(8), f(8)], {"axis": -1}),
+    ("RMSNormalization", [f(2, 3, 8), f(8)], {"axis": -1}),
+    ("InstanceNormalization", [f(2, 3, 8) + 100, f(3), f(3)], {}),
+    ("GroupNormalization", [f(2, 4, 8) + 100, f(4), f(4)], {"num_groups": 2}),
+    ("LeakyRelu", [f(3, 4)], {"alpha": 50.0}),
+    ("PRelu", [f(3, 4), 30 * f(4)], {}),
+    ("Relu", [f(3, 4)], {}),
+    ("Sigmoid", [f(3, 4)], {}),
+    ("ReduceMean", [f(3, 40)], {"axes": (1,)}),
+    ("AveragePool", [f(1, 2, 6, 6)], {"kernel_shape": (3, 3)}),
+    ("MaxPool", [f(1, 2, 6, 6)], {"kernel_shape": (3, 3), "pads": (1, 1, 1, 1)}),
+    ("Concat", [f(2, 3), f(2, 2)], {"axis": 1}),
+    ("Where", [f(3, 4) > 0, f(3, 4), f(4)], {}),
+    ("Pad", [f(3, 4)], {"pads": (1, 0, 0, 1), "constant_value": -3.0}),
+    ("Softmax", [f(3, 4)], {"axis": 1}),
+    ("Gather", [f(5, 4), np.array([3, 0])], {"axis": 0}),
+]
+
+
+def sizes_of(kind: str, arrays: list[Any], attrs: dict[str, Any]) -> tuple[Any, Array, Array]:
+    b = Builder()
+    y = b.op(kind, *[b.const(array) for array in arrays], shape=(), name="y", **attrs)
+    node = y.producer
+    results = compute(node, list(arrays))
+    absolute = [np.abs(item) if item.dtype.kind == "f" else item for item in arrays]
+    (size,) = magnitude(node, list(absolute), list(arrays), results)
+    return node, results[0], size
+
+
+@pytest.mark.parametrize("kind, arrays, attrs", CASES, ids=[case[0] for case in CASES])
+def test_the_magnitude_bounds_the_result_and_its_rounding(kind: str, arrays: list[Any], attrs: dict[str, Any]) -> None:
+    node, exact, size = sizes_of(kind, arrays, attrs)
+    assert size.shape == exact.shape
+    assert np.all(size >= np.abs(exact))
+    narrow = [item.astype(np.float32) if item.dtype.kind == "f" else item for item in arrays]
+    rounded = evaluate(node, narrow)[0].astype(np.float64)
+    assert np.all(np.abs(rounded - exact) <= 40 * 2.0**-24 * size)
+
+
+def test_what_cancels_counts() -> None:
+    x = np.array([[1e6, 1.0]])
+    _, y, size = sizes_of("MatMul", [x, np.array([[1.0], [-1e6]])], {})
+    assert y == 0
+    assert size == 2e6
+    _, y, size = sizes_of("Sub", [x, x], {})
+    np.testing.assert_array_equal(size, 2 * x)
+
+
+def test_integers_pass_as_they_are() -> None:
+    _, y, size = sizes_of("Shape", [f(2, 3)], {})
+    np.testing.assert_array_equal(size, y)
+
+
+def test_a_mean_that_cancels_the_input_counts() -> None:
+    x, gamma, beta, mean, var = (
+        np.full((1, 2, 3), 1e6),
+        np.array([1.0, -2.0]),
+        np.array([-3.0, 4.0]),
+        np.full(2, 1e6),
+        np.full(2, 4.0),
+    )
+    _, y, size = sizes_of("BatchNormalization", [x, gamma, beta, mean, var], {"epsilon": 0.0})
+    np.testing.assert_array_equal(y[0, :, 0], beta)
+    np.testing.assert_allclose(size[0, :, 0], [2e6 / 2 + 3, 2e6 / 2 * 2 + 4])
