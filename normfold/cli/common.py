@@ -102,20 +102,20 @@ def load_model(source: str, record: Record, options: dict[str, Any]) -> Loaded:
 
 
 @contextmanager
-def reported(record: Record, state: State, *, json: bool) -> Generator[None]:
+def reported(record: Record, state: State, *, json: bool, planned: bool = False) -> Generator[None]:
     """Print the record after the body, on an error too when anything is known; otherwise its warnings go to stderr."""
     try:
         yield
     except BaseException:
         if record.comparisons or record.findings:
-            _print(record, state, json=json)
+            _print(record, state, json=json, planned=planned)
         else:
             _log_warnings(record)
         raise
-    _print(record, state, json=json)
+    _print(record, state, json=json, planned=planned)
 
 
-def _print(record: Record, state: State, *, json: bool) -> None:
+def _print(record: Record, state: State, *, json: bool, planned: bool) -> None:
     if json:
         from normfold.report.json import to_json
 
@@ -131,7 +131,7 @@ def _print(record: Record, state: State, *, json: bool) -> None:
                 raise BrokenPipeError  # rich would exit with 1; that the reader has seen enough is no error
 
         wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-        render(record, Terminal(highlight=False, width=_PIPE_WIDTH if wide else None))
+        render(record, Terminal(highlight=False, width=_PIPE_WIDTH if wide else None), planned=planned)
 
 
 def _log_warnings(record: Record) -> None:

@@ -14,11 +14,14 @@ from normfold.cli.common import State, load_model, loading_options, output_optio
 @loading_options
 @output_options
 def inspect(source: str, state: State, json: bool, **asked: Any) -> None:
-    """List the normalization layers of MODEL: where they are, what they normalise, and how healthy their statistics look."""
+    """List the normalization layers of MODEL, how healthy their statistics look, and what `normfold optimize` would make of them.
+
+    Nothing is written.
+    """
     from normfold.record import Record
 
     record = Record()
-    with reported(record, state, json=json):
+    with reported(record, state, json=json, planned=True):
         loaded = load_model(source, record, asked)
         from normfold.optimize import inspect as look
 

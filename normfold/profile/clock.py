@@ -10,10 +10,11 @@ instances anew where it can: two sessions of one and the same graph differ by up
 by where their memory happened to fall.  A round gives one ratio, B to the mean of A and A', and one of A' to A (medians over
 its blocks); the medians over the rounds get percentile bootstrap intervals (Efron 1979) over the rounds.  The verdict:
 
-    "too noisy to tell"   the interval of A'/A misses 1 or is wider than +-2 %, the one of B/A holds 1 and is that wide, or
-                          there are too few rounds for the confidence
     "faster", "slower"    the interval of B/A lies below 1, above 1
-    "no difference"       it holds 1
+    "no difference"       it holds 1 and is no wider than +-2 %
+    "too noisy to tell"   otherwise; also when the interval of A'/A misses 1 or is wider than +-2 %, unless the interval of B/A
+                          lies more than twice as far out (half the time is half the time on a noisy machine too); also
+                          when there are too few rounds for the confidence
 """
 
 from __future__ import annotations
@@ -143,11 +144,20 @@ def compare_made(
 
 def verdict(ratio: Interval, own: Interval, *, enough: bool) -> str:
     """What the two intervals allow to say; `enough`: there were rounds enough for their confidence."""
-    if not enough or own.wide or not own.holds_one or (ratio.wide and ratio.holds_one):
+    shaky = own.wide or not own.holds_one
+    if not enough or (shaky and not _dwarfs(ratio, own)) or (ratio.wide and ratio.holds_one):
         return "too noisy to tell"
     if ratio.holds_one:
         return "no difference"
     return "faster" if ratio.ratio < 1.0 else "slower"
+
+
+def _dwarfs(ratio: Interval, own: Interval) -> bool:
+    """The nearest end of `ratio` lies on the log scale more than twice as far from 1 as the farthest of `own`."""
+    if ratio.holds_one:
+        return False
+    nearest = min(abs(math.log(ratio.low)), abs(math.log(ratio.high)))
+    return nearest > 2.0 * max(abs(math.log(own.low)), abs(math.log(own.high)))
 
 
 def fewest(confidence: float) -> int:

@@ -33,14 +33,29 @@ def onnx_session(path: Path, *, level: str = "all", threads: int = 1) -> Any:
 
 
 def compare_onnx(
-    before: Path, after: Path, feeds: Mapping[str, Array], *, level: str = "all", threads: int = 1, seconds: float = 5.0
+    before: Path,
+    after: Path,
+    feeds: Mapping[str, Array],
+    *,
+    level: str = "all",
+    threads: int = 1,
+    seconds: float = 5.0,
+    confidence: float = 0.95,
 ) -> Timing:
     """Latency of two ONNX files with the same inputs.  Raises CannotTell when the runtime does not run one of them."""
 
     def maker(path: Path) -> Callable[[], Callable[[], object]]:
         return lambda: _runner(onnx_session(path, level=level, threads=threads), path, feeds)
 
-    return compare_made(maker(before), maker(after), seconds=seconds, runtime="ONNX Runtime", level=level, threads=threads)
+    return compare_made(
+        maker(before),
+        maker(after),
+        seconds=seconds,
+        confidence=confidence,
+        runtime="ONNX Runtime",
+        level=level,
+        threads=threads,
+    )
 
 
 def _runner(session: Any, path: Path, feeds: Mapping[str, Array]) -> Callable[[], object]:
@@ -63,6 +78,7 @@ def compare_torch(
     *,
     threads: int = 1,
     seconds: float = 5.0,
+    confidence: float = 0.95,
 ) -> Timing:
     """Latency of two torch callables (modules, programs' modules) in eager mode, without gradients."""
     import torch
@@ -76,6 +92,7 @@ def compare_torch(
                 lambda: before(*args, **named),
                 lambda: after(*args, **named),
                 seconds=seconds,
+                confidence=confidence,
                 runtime="PyTorch",
                 level="eager",
                 threads=threads,

@@ -18,34 +18,41 @@ from normfold.report.words import (
     failure_sentence,
     gate_sentence,
     latency_sentence,
-    plural,
     seconds_text,
     shown,
+    verification_word,
 )
 
 _STYLES = {"deleted": "green", "shift": "yellow", "kept": "red"}
 _OUTCOMES = {"deleted": "deleted", "shift": "shift left", "kept": "kept"}
+_USUAL = {
+    "batch": "BatchNormalization",
+    "layer": "LayerNormalization",
+    "instance": "InstanceNormalization",
+    "group": "GroupNormalization",
+    "rms": "RMSNormalization",
+    "l2": "LpNormalization",
+}
 _VERDICTS = {"faster": "green", "slower": "red", "too noisy to tell": "yellow"}
 _NARROW, _WIDE = 72, 100
 _NAMED = 6  # layers named in a group
 
 
-def render(record: Record, console: Console) -> None:
-    """Print everything that `record` holds.  Names of the model are escaped, never interpreted."""
+def render(record: Record, console: Console, *, planned: bool = False) -> None:
+    """Print everything that `record` holds.  Names of the model are escaped, never interpreted.
+
+    planned: nothing was done yet, the record says what would be (`normfold inspect`).
+    """
     _header(record, console)
-    _norms(record, console)
+    _norms(record, console, planned)
     _kept(record, console)
-    _sizes(record, console)
+    _sizes(record, console, planned)
     _inserted(record, console)
-    _verification(record, console)
+    if not planned:
+        _verification(record, console)
     _latency(record.timings, console)
     _lines("Warnings", record.warnings, console, "yellow")
-    _outputs(record, console)
-
-
-def tried(record: Record) -> bool:
-    """False for `inspect`, where nothing was rewritten."""
-    return bool(record.objective)
+    _outputs(record, console, planned)
 
 
 def _print(console: Console, text: Text | str, indent: int = 0) -> None:
@@ -85,46 +92,49 @@ def _header(record: Record, console: Console) -> None:
 # ---- norms --------------------------------------------------------------------------------------------------------------
 
 
-def _norms(record: Record, console: Console) -> None:
+def _norms(record: Record, console: Console, planned: bool) -> None:
     findings = record.findings
     if not findings:
         _title(console, "Normalization layers", "none found")
         return
     counts = Counter(item.outcome for item in findings)
-    summary = ", ".join(f"{counts[name]} {_OUTCOMES[name]}" for name in _OUTCOMES if counts[name]) if tried(record) else ""
-    _title(console, "Normalization layers", f"{len(findings)}: {summary}" if summary else str(len(findings)))
+    summary = ", ".join(f"{counts[name]} {_OUTCOMES[name]}" for name in _OUTCOMES if counts[name])
+    _title(console, "Normalization layers", f"{len(findings)}: {'`normfold optimize` gives ' if planned else ''}{summary}")
     if console.width < _NARROW:
         for item in findings:
-            _print(console, _brief(item, tried(record)), 2)
+            _print(console, _brief(item), 2)
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column("layer", overflow="fold", ratio=3)
     table.add_column("kind", no_wrap=True)
     wide = console.width >= _WIDE
-    if wide:
-        table.add_column("op", overflow="fold")
+    axes = wide and any(item.axes for item in findings)
+    if axes:
         table.add_column("axes", no_wrap=True)
     table.add_column("channels", justify="right", no_wrap=True)
     remarks = any(item.health for item in findings)
     if remarks and wide:
         table.add_column("remarks", overflow="fold", ratio=3)
-    if tried(record):
-        table.add_column("outcome", overflow="fold", ratio=4)
+    table.add_column("would be" if planned else "outcome", overflow="fold", ratio=4)
     for item in findings:
-        cells = [Text(shown(item.name)), Text(item.kind)]
-        if wide:
-            cells += [Text(shown(item.op)), Text(",".join(map(str, item.axes)))]
+        cells = [Text(shown(item.name)), Text(_kind(item))]
+        if axes:
+            cells.append(Text(",".join(map(str, item.axes))))
         cells.append(Text(str(item.channels) if item.channels else "?"))
         if remarks and wide:
             cells.append(Text(shown("; ".join(item.health))))
-        if tried(record):
-            cells.append(_outcome(item))
+        cells.append(_outcome(item))
         table.add_row(*cells)
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
     if remarks and not wide:
         for item in findings:
             if item.health:
                 _print(console, f"{item.name}: {'; '.join(item.health)}", 2)
+
+
+def _kind(item: Finding) -> str:
+    """``batch``; with the op where it is not the usual one."""
+    return item.kind if item.op == _USUAL.get(item.kind) else f"{item.kind} ({shown(item.op)})"
 
 
 def _outcome(item: Finding) -> Text:
@@ -146,10 +156,9 @@ def _parameters(names: list[str]) -> str:
     return ", ".join(parts)
 
 
-def _brief(item: Finding, with_outcome: bool) -> Text:
-    text = Text(f"{shown(item.name)}: {item.kind}" + (f", {item.channels} channels" if item.channels else ""))
-    if with_outcome:
-        text.append(", ").append_text(_outcome(item))
+def _brief(item: Finding) -> Text:
+    text = Text(f"{shown(item.name)}: {_kind(item)}" + (f", {item.channels} channels" if item.channels else ""))
+    text.append(", ").append_text(_outcome(item))
     if item.health:
         text.append(f" ({shown('; '.join(item.health))})")
     return text
@@ -157,8 +166,6 @@ def _brief(item: Finding, with_outcome: bool) -> Text:
 
 def _kept(record: Record, console: Console) -> None:
     """Reason and remedy of what was not deleted, equal ones together."""
-    if not tried(record):
-        return
     groups: dict[tuple[str, str, str], list[str]] = {}
     for item in record.findings:
         if item.refusal is not None and item.outcome != "deleted":
@@ -178,7 +185,7 @@ def _kept(record: Record, console: Console) -> None:
 # ---- numbers ------------------------------------------------------------------------------------------------------------
 
 
-def _sizes(record: Record, console: Console) -> None:
+def _sizes(record: Record, console: Console, planned: bool) -> None:
     before, after = record.before, record.after
     if before is None:
         return
@@ -187,7 +194,7 @@ def _sizes(record: Record, console: Console) -> None:
     table.add_column("", no_wrap=True)
     table.add_column("before" if after else "", justify="right", no_wrap=True)
     if after is not None:
-        table.add_column("after", justify="right", no_wrap=True)
+        table.add_column("would be" if planned else "after", justify="right", no_wrap=True)
         table.add_column("change", justify="right", no_wrap=True)
     for label, old, new in _rows(before, after):
         cells = [label, bytes_text(old) if label == "weights" else f"{old:,}"]
@@ -218,13 +225,11 @@ def _inserted(record: Record, console: Console) -> None:
 
 
 def _verification(record: Record, console: Console) -> None:
-    if not tried(record):
-        return
     if not record.comparisons:
         _title(console, "Verification", "not made: nothing is known of the result's function")
         return
     failed = [item for item in record.comparisons if not item.passed]
-    _title(console, "Verification", f"FAILED ({plural(len(failed), 'comparison')})" if failed else "passed")
+    _title(console, "Verification", verification_word(record.comparisons))
     gates: dict[str, list[int]] = {}
     for index, item in enumerate(record.comparisons):
         gates.setdefault(item.gate, []).append(index)
@@ -242,12 +247,12 @@ def _latency(timings: list[Timing], console: Console) -> None:
         _print(console, Text(latency_sentence(timing), style=_VERDICTS.get(timing.verdict, "")), 2)
 
 
-def _outputs(record: Record, console: Console) -> None:
+def _outputs(record: Record, console: Console, planned: bool) -> None:
     if record.outputs:
         _title(console, "Written")
         for path, digest in record.outputs.items():
             _print(console, Text.assemble(shown(path), (f"  sha256 {digest[:16]}" if digest else "", "dim")), 2)
-    elif tried(record):
+    elif not planned:
         _title(console, "Nothing was written")
     if record.seconds:
         stages = ", ".join(f"{name} {seconds_text(value)}" for name, value in record.seconds.items())

@@ -11,6 +11,8 @@ _GATES = {
     "G2": "stored weights in float64",
     "G3": "in the runtime",
     "certificate": "every surviving tensor in float64",
+    "contract": "names, order, types, shapes",
+    "reference": "the original's runtime against float64",
 }
 
 
@@ -82,6 +84,13 @@ def gate_sentence(gate: str, comparisons: Sequence[Comparison]) -> str:
     what = f" ({_GATES[gate]})" if gate in _GATES else ""
     state = f"{failed:,} of {plural(len(comparisons), 'comparison')} failed" if failed else plural(len(comparisons), "comparison")
     return f"{gate}{what}: {state}{over}; the worst used {_percent(share(worst))} of what is allowed"
+
+
+def verification_word(comparisons: Sequence[Comparison]) -> str:
+    """Passed, FAILED, or "cannot tell" when only the original's own reference is in doubt."""
+    if any(not item.passed and item.gate != "reference" for item in comparisons):
+        return "FAILED"
+    return "passed" if all(item.passed for item in comparisons) else "cannot tell"
 
 
 def failure_sentence(comparison: Comparison) -> str:

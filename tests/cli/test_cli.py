@@ -29,7 +29,7 @@ def run(loaded, options, record):
     record.note(f"loaded {loaded.kind} {loaded.name} {len(loaded.feeds)} {len(loaded.calls)}")
     BODY
 def inspect(loaded, record):
-    record.findings.append(Finding("bn", "batch", "BatchNormalization", "bn", (), 4))
+    record.findings.append(Finding("bn", "batch", "BatchNormalization", "bn", (), 4, outcome="deleted"))
 pipeline.run, pipeline.inspect = run, inspect
 from normfold.cli import main
 main()
@@ -344,7 +344,8 @@ def test_inspect_lists_without_claims(model: Path) -> None:
     done = normfold("inspect", str(model), body="pass")
     assert done.returncode == 0, done.stderr
     assert "bn" in done.stdout
-    assert "kept" not in done.stdout
+    assert "`normfold optimize` gives 1 deleted" in done.stdout
+    assert "Nothing was written" not in done.stdout
     assert json.loads(normfold("inspect", str(model), "--json", body="pass").stdout)["findings"][0]["name"] == "bn"
 
 

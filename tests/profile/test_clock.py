@@ -191,9 +191,12 @@ ONE = Interval(1.0, 0.995, 1.005)
         (Interval(1.1, 1.09, 1.11), ONE, True, "slower"),
         (Interval(0.3, 0.25, 0.35), ONE, True, "faster"),  # wide, but nobody doubts it
         (Interval(1.0, 0.96, 1.04), ONE, True, "too noisy to tell"),  # a gain of 3 % could hide there
-        (Interval(0.9, 0.89, 0.91), Interval(1.01, 1.005, 1.015), True, "too noisy to tell"),  # A/A misses 1
-        (Interval(0.9, 0.89, 0.91), Interval(1.0, 0.97, 1.03), True, "too noisy to tell"),  # A/A is wide
+        (Interval(0.97, 0.965, 0.975), Interval(1.01, 1.005, 1.015), True, "too noisy to tell"),  # A/A misses 1
+        (Interval(0.93, 0.91, 0.945), Interval(1.0, 0.97, 1.03), True, "too noisy to tell"),  # A/A is wide
         (Interval(0.9, 0.89, 0.91), ONE, False, "too noisy to tell"),
+        (Interval(0.45, 0.40, 0.51), Interval(1.05, 0.95, 1.30), True, "faster"),  # dwarfs what before shows against itself
+        (Interval(2.2, 1.8, 2.6), Interval(1.05, 1.01, 1.20), True, "slower"),
+        (Interval(0.6, 0.55, 0.65), Interval(1.05, 0.95, 1.30), True, "too noisy to tell"),
         (Interval(1.0, 0.981, 1.019), ONE, True, "no difference"),
         (Interval(0.99, 0.98, 1.0), ONE, True, "no difference"),
         (Interval(0.9985, 0.998, 0.9993), ONE, True, "no difference"),  # below what the clock resolves

@@ -49,7 +49,7 @@ def record() -> Record:
             ["mid.conv.weight"],
         ),
         *(Finding(f"late{i}.bn", "batch", "BatchNormalization", f"l{i}", (), 64, refusal=PAD) for i in range(8)),
-        Finding("token", "layer", "LayerNormalization", "n9", (2,), 0, refusal=SIGN),
+        Finding("token", "layer", "ReduceMean", "n9", (2,), 0, refusal=SIGN),
     ]
     filled.applied = [Applied("affine", "stem.bn")]
     filled.before, filled.after = Size(120, 1_000_000, 4_000_000, 11), Size(110, 999_000, 3_996_000, 10)
@@ -67,9 +67,9 @@ def record() -> Record:
     return filled
 
 
-def printed(filled: Record, width: int = 140, **options: Any) -> str:
+def printed(filled: Record, width: int = 140, *, planned: bool = False, **options: Any) -> str:
     file = io.StringIO()
-    render(filled, Console(file=file, width=width, highlight=False, **options))
+    render(filled, Console(file=file, width=width, highlight=False, **options), planned=planned)
     return file.getvalue()
 
 
@@ -107,10 +107,10 @@ def test_everything_is_said_at_every_width(width: int) -> None:
 
 def test_every_layer_has_its_row() -> None:
     lines = [flat(line) for line in printed(record(), 200).splitlines()]
-    assert "stem.bn batch BatchNormalization 16 deleted, into stem.conv.weight, bias" in lines
-    assert "mid.bn batch BatchNormalization 32 variance below 1e-10 in 2 channels shift left, scale into mid.conv.weight" in lines
-    assert "late7.bn batch BatchNormalization 64 kept: zero-padding" in lines
-    assert "token layer LayerNormalization 2 ? kept: sign" in lines
+    assert "stem.bn batch 16 deleted, into stem.conv.weight, bias" in lines
+    assert "mid.bn batch 32 variance below 1e-10 in 2 channels shift left, scale into mid.conv.weight" in lines
+    assert "late7.bn batch 64 kept: zero-padding" in lines
+    assert "token layer (ReduceMean) 2 ? kept: sign" in lines
     assert "parameters 1,000,000 999,000 -1,000" in lines
     assert "nodes 120 110 -10 (-8 %)" in lines
     assert "weights 3.8 MiB 3.8 MiB -3.9 KiB" in lines
@@ -161,14 +161,14 @@ def test_names_cannot_steer_the_terminal() -> None:
         assert "[red]x[/red]" in text
 
 
-def test_inspect_claims_no_outcome() -> None:
+def test_inspect_says_what_would_be() -> None:
     filled = record()
-    filled.objective, filled.after, filled.comparisons, filled.timings, filled.outputs = "", None, [], [], {}
-    for width in (140, 60):
-        text = printed(filled, width)
-        assert "stem.bn" in text
-        for word in ("kept", "deleted", "Why layers", "Verification", "Nothing was written", "Latency"):
-            assert word not in text
+    filled.comparisons, filled.timings, filled.outputs = [], [], {}
+    text = printed(filled, planned=True)
+    assert "11: `normfold optimize` gives 1 deleted, 1 shift left, 9 kept" in flat(text)
+    assert text.count("would be") == 2
+    for word in ("outcome", "after", "Verification", "Nothing was written", "Latency"):
+        assert word not in text
 
 
 def test_what_was_not_done_is_said() -> None:
@@ -187,8 +187,10 @@ def test_a_failure_is_named() -> None:
         Comparison("certificate", "h", "", math.nan, 1e-11, False),
     ]
     text = flat(printed(filled))
-    assert "Verification FAILED (2 comparisons)" in text
+    assert "Verification FAILED" in text
     assert "first failure: G3 of logits, channel 7 on denormal inputs: error 0.002, allowed 1e-05" in text
+    filled.comparisons = [Comparison("G3", "y", "", 1.0, 2.0, True), Comparison("reference", "y", "", 2.0, 1.0, False)]
+    assert "Verification cannot tell" in flat(printed(filled))
     assert "1 of 1 comparison failed; the worst used more than all of what is allowed" in text
 
 
