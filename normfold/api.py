@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from normfold.load import Call, load
-from normfold.optimize import Objective, Options, Result
+from normfold.optimize import Objective, Options, Result, run
 from normfold.optimize import inspect as inspect_loaded
-from normfold.optimize import run
 from normfold.record import Record
 
 

@@ -7,8 +7,8 @@ import numpy as np
 from normfold.graph import Array, Graph
 from normfold.rewrites import Fate, Rewritten, affine, constant_channels
 from normfold.rewrites.rewrite import Policy
-from normfold.verify.evaluate import run
 from normfold.verify.certificate import certificate
+from normfold.verify.evaluate import run
 
 
 def feeds_for(graph: Graph, seed: int = 0, **sizes: int) -> dict[str, Array]:

@@ -95,7 +95,9 @@ def _parameters(graph: Graph) -> list[tuple[str, np.ndarray, np.ndarray]]:
     for node in graph.nodes:
         if node.kind not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
             continue
-        stored = [value.const.rounded().read() if value is not None and value.const is not None else None for value in node.inputs]
+        stored = [
+            value.const.rounded().read() if value is not None and value.const is not None else None for value in node.inputs
+        ]
         weight = next(array for array in stored[1:] if array is not None)
         bias = stored[2] if len(stored) > 2 and stored[2] is not None else None
         if node.kind == "MatMul":

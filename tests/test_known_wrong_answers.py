@@ -147,8 +147,12 @@ def test_06_a_model_left_in_training_mode_is_captured_in_eval_mode_and_says_so()
     assert any("training mode" in text for text in result.record.warnings)
 
 
-def _model(nodes: list[onnx.NodeProto], inputs: list[Any], outputs: list[Any], constants: dict[str, np.ndarray], opset: int = 20) -> Any:
-    graph = oh.make_graph(nodes, "g", inputs, outputs, [numpy_helper.from_array(array, name) for name, array in constants.items()])
+def _model(
+    nodes: list[onnx.NodeProto], inputs: list[Any], outputs: list[Any], constants: dict[str, np.ndarray], opset: int = 20
+) -> Any:
+    graph = oh.make_graph(
+        nodes, "g", inputs, outputs, [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    )
     return oh.make_model(graph, opset_imports=[oh.make_opsetid("", opset)], ir_version=9)
 
 
@@ -158,7 +162,12 @@ def _tensor(name: str, *shape: Any, dtype: int = TensorProto.FLOAT) -> Any:
 
 def _bn(channels: int, dtype: Any = np.float32, prefix: str = "") -> dict[str, np.ndarray]:
     rng = np.random.default_rng(1)
-    arrays = (rng.uniform(0.5, 1.5, channels), rng.standard_normal(channels), rng.standard_normal(channels), rng.uniform(0.5, 2, channels))
+    arrays = (
+        rng.uniform(0.5, 1.5, channels),
+        rng.standard_normal(channels),
+        rng.standard_normal(channels),
+        rng.uniform(0.5, 2, channels),
+    )
     return {prefix + name: array.astype(dtype) for name, array in zip(("gamma", "beta", "mean", "var"), arrays, strict=True)}
 
 
@@ -169,7 +178,10 @@ W = np.random.default_rng(2).standard_normal((4, 4, 1, 1)).astype(np.float32)
 
 def test_06_batch_norm_with_training_mode_1_is_kept() -> None:
     """onnxscript folds it: moved by 5.8."""
-    nodes = [oh.make_node("Conv", ["x", "w"], ["c"]), oh.make_node("BatchNormalization", ["c", *BN], ["y", "m", "v"], training_mode=1)]
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["c"]),
+        oh.make_node("BatchNormalization", ["c", *BN], ["y", "m", "v"], training_mode=1),
+    ]
     outputs = [_tensor("y", 2, 4, 5, 5), _tensor("m", 4), _tensor("v", 4)]
     model = _model(nodes, [_tensor("x", 2, 4, 5, 5)], outputs, {"w": W, **_bn(4)})
     graph = from_onnx(model)
@@ -196,7 +208,12 @@ def test_09_half_precision_overflow_is_refused_not_written_as_nan() -> None:
     constants["var"] = np.full(4, 6e-8, np.float16)
     nodes = [oh.make_node("Conv", ["x", "w"], ["c"]), oh.make_node("BatchNormalization", ["c", *BN], ["b"], epsilon=0.0),
              oh.make_node("Sigmoid", ["b"], ["y"])]  # fmt: skip
-    model = _model(nodes, [_tensor("x", 2, 4, 5, 5, dtype=TensorProto.FLOAT16)], [_tensor("y", 2, 4, 5, 5, dtype=TensorProto.FLOAT16)], constants)
+    model = _model(
+        nodes,
+        [_tensor("x", 2, 4, 5, 5, dtype=TensorProto.FLOAT16)],
+        [_tensor("y", 2, 4, 5, 5, dtype=TensorProto.FLOAT16)],
+        constants,
+    )
     outcome, _, _ = through_onnx(model, {"x": X.astype(np.float16)})
     assert outcome.findings[0].refusal is not None and outcome.findings[0].refusal.code == "range"
 
@@ -230,7 +247,11 @@ def test_10_gemm_with_a_transposed_a() -> None:
 
 
 def _conv_bn_model(extra_inputs: list[Any]) -> Any:
-    nodes = [oh.make_node("Conv", ["x", "w"], ["c"]), oh.make_node("BatchNormalization", ["c", *BN], ["b"]), oh.make_node("Sigmoid", ["b"], ["y"])]
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["c"]),
+        oh.make_node("BatchNormalization", ["c", *BN], ["b"]),
+        oh.make_node("Sigmoid", ["b"], ["y"]),
+    ]
     return _model(nodes, [_tensor("x", 2, 4, 5, 5), *extra_inputs], [_tensor("y", 2, 4, 5, 5)], {"w": W, **_bn(4)})
 
 
@@ -261,7 +282,11 @@ def test_11_a_taken_name_and_an_empty_optional_bias() -> None:
 
 
 def test_12_a_conv_output_that_is_a_graph_output() -> None:
-    nodes = [oh.make_node("Conv", ["x", "w"], ["c"]), oh.make_node("BatchNormalization", ["c", *BN], ["b"]), oh.make_node("Sigmoid", ["b"], ["y"])]
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["c"]),
+        oh.make_node("BatchNormalization", ["c", *BN], ["b"]),
+        oh.make_node("Sigmoid", ["b"], ["y"]),
+    ]
     model = _model(nodes, [_tensor("x", 2, 4, 5, 5)], [_tensor("c", 2, 4, 5, 5), _tensor("y", 2, 4, 5, 5)], {"w": W, **_bn(4)})
     outcome, _, came = through_onnx(model, {"x": X})
     assert outcome.findings[0].outcome == "kept"
@@ -303,7 +328,11 @@ def test_13_unhealthy_statistics_are_kept_with_their_nan_pattern(name: str, valu
     constants = {"w": W, **_bn(4)}
     constants[name] = constants[name].copy()
     constants[name][1] = value
-    nodes = [oh.make_node("Conv", ["x", "w"], ["c"]), oh.make_node("BatchNormalization", ["c", *BN], ["b"], epsilon=0.0), oh.make_node("Relu", ["b"], ["y"])]
+    nodes = [
+        oh.make_node("Conv", ["x", "w"], ["c"]),
+        oh.make_node("BatchNormalization", ["c", *BN], ["b"], epsilon=0.0),
+        oh.make_node("Relu", ["b"], ["y"]),
+    ]
     model = _model(nodes, [_tensor("x", 2, 4, 5, 5)], [_tensor("y", 2, 4, 5, 5)], constants)
     outcome, _, came = through_onnx(model, {"x": X})
     assert outcome.findings[0].outcome == "kept"

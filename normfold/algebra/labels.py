@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from normfold.algebra.ratios import Ints
+from normfold.algebra.ratios import Floats, Ints
 
 Dims = Sequence[int | str | None]
 
@@ -34,8 +34,8 @@ def identity(rank: int) -> Labels:
     return Labels(np.zeros((1,) * rank, dtype=np.int64), np.zeros((1,) * rank, dtype=np.int64))
 
 
-def varying(labels: Ints) -> tuple[int, ...]:
-    """Axes along which a label array varies."""
+def varying(labels: Ints | Floats) -> tuple[int, ...]:
+    """Axes along which an array of labels (or of constants to go with them) varies."""
     return tuple(axis for axis, size in enumerate(labels.shape) if size > 1)
 
 
@@ -77,8 +77,8 @@ def concat(parts: Sequence[Ints], axis: int, sizes: Dims) -> Ints | None:
     known = [part for part in wide if part is not None]
     if len(known) < len(wide):
         return None
-    other = np.broadcast_shapes(*(part.shape[:axis] + (1,) + part.shape[axis + 1 :] for part in known))
-    full = [np.broadcast_to(part, other[:axis] + (part.shape[axis],) + other[axis + 1 :]) for part in known]
+    other = np.broadcast_shapes(*((*part.shape[:axis], 1, *part.shape[axis + 1 :]) for part in known))
+    full = [np.broadcast_to(part, (*other[:axis], part.shape[axis], *other[axis + 1 :])) for part in known]
     return np.concatenate(full, axis=axis)
 
 

@@ -1,8 +1,8 @@
 """The unknowns of one graph and the hard constraints between them.
 
 Every tensor v is stored as ``v' = s v + t`` with one unknown s and one unknown t for each label (see labels.py).  This module
-collects what the operations demand of them; `build` turns the collection into the two solvers.  Every demand remembers who made it,
-so that a refusal can name its reason.
+collects what the operations demand of them; `build` turns the collection into the two solvers.  Every demand remembers who
+made it, so that a refusal can name its reason.
 """
 
 from __future__ import annotations

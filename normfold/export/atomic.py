@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from normfold.errors import UsageError
 
-Writer = Callable[[BinaryIO], None]
+Writer = Callable[[BinaryIO], object]
 
 
 def write_files(files: Mapping[Path, Writer], *, force: bool = False) -> None:

@@ -1,7 +1,8 @@
 """One entry an op kind: how it treats gauges, how it absorbs them, how it is evaluated in float64.
 
 To add an op: an `OpRule(kind, wire, absorb)` in the module of its family (or, from another package, under the entry point
-`normfold.ops`), and its float64 arithmetic in `kernels/`.  An op without a rule is pinned: left alone, with everything it touches.
+`normfold.ops`), and its float64 arithmetic in `kernels/`.  An op without a rule is pinned: left alone, with everything that
+it touches.
 """
 
 from normfold.ops.kernels import can_evaluate, evaluate, is_light

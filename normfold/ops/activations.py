@@ -43,7 +43,13 @@ def _wire_max_zero(node: Node, w: Wiring) -> None:
     values = [v for v in node.inputs if v is not None]
     tensors = [v for v in values if v.const is None]
     constants = [array for v in values if (array := constant_of(v, w.graph)) is not None]
-    if len(tensors) != 1 or len(values) != 2 or len(constants) != 1 or constants[0].any() or tensors[0].shape != node.output.shape:
+    if (
+        len(tensors) != 1
+        or len(values) != 2
+        or len(constants) != 1
+        or constants[0].any()
+        or tensors[0].shape != node.output.shape
+    ):
         return w.pin_node(node)
     w.positive(tensors[0], node)
     w.zero_shift(tensors[0], "activation", node)

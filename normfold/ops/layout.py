@@ -83,9 +83,10 @@ def _wire_split(node: Node, w: Wiring) -> None:
     axis = int(node.attrs.get("axis", 0)) % x.rank
     if sizes is None:
         sizes = [y.shape[axis] if y.shape is not None else None for y in node.outputs]
-    if len(sizes) != len(node.outputs) or not all(isinstance(size, (int, np.integer)) for size in sizes):
+    known = [int(size) for size in sizes if isinstance(size, (int, np.integer))]
+    if len(sizes) != len(node.outputs) or len(known) != len(sizes):
         return w.pin_node(node)
-    edges = np.concatenate([[0], np.cumsum([int(size) for size in sizes])])
+    edges = np.concatenate([[0], np.cumsum(known)])
     for i in range(len(node.outputs)):
         start, end = int(edges[i]), int(edges[i + 1])
         if not _carry(node, w, lambda item, start=start, end=end: lab.strided(item, axis, start, end, 1), i):

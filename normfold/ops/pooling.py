@@ -67,7 +67,9 @@ def _wire_reduce(node: Node, w: Wiring) -> None:
         w.zero_shift(x, "sum", node)
 
     def reduced(labels: Ints) -> Ints:
-        return labels if node.attrs.get("keepdims", 1) else labels.reshape([n for i, n in enumerate(labels.shape) if i not in axes])
+        return (
+            labels if node.attrs.get("keepdims", 1) else labels.reshape([n for i, n in enumerate(labels.shape) if i not in axes])
+        )
 
     labels = w.of(x)
     w.set(node.output, reduced(labels.scale), reduced(labels.shift))

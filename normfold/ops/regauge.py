@@ -72,7 +72,7 @@ class Regauge:
         shared = len(old.uses) > 1 or old in self._shared
         if shared:
             self._shared.add(old)
-        key = (old, hashlib.blake2b(np.ascontiguousarray(array)).digest() if shared else b"")
+        key = (old, hashlib.blake2b(np.ascontiguousarray(array).data).digest() if shared else b"")
         new = self._made.get(key)
         if new is None or not shared:
             new = self.graph.derived(old, np.ascontiguousarray(array))

@@ -1,6 +1,7 @@
 """The label phase: every tensor of a graph gets labels, every operation states what it demands of them.
 
-One forward pass: producers get fresh labels, layout operations carry them along, an operation without a rule pins what it touches.
+One forward pass: producers get fresh labels, layout operations carry them along, an operation without a rule pins what it
+touches.
 """
 
 from __future__ import annotations

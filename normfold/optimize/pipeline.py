@@ -170,7 +170,8 @@ def _judge(result: Result, outcome: Outcome, path: Path, options: Options) -> No
         undone(record.findings, REFUSALS["undone"])
         raise ResultDiffers(
             f"the result differs from the original: gate {worst.gate} on {worst.subject} ({worst.family} inputs), error "
-            f"{worst.error:.3g} where {worst.allowed:.3g} is allowed; nothing was written. This is a defect of normfold: please report it"
+            f"{worst.error:.3g} where {worst.allowed:.3g} is allowed; nothing was written. "
+            "This is a defect of normfold: please report it"
         )
     if judgement.verdict == "cannot tell":
         failed = [item for item in judgement.comparisons if not item.passed]
@@ -196,7 +197,7 @@ def _simplified(result: Result, path: Path, folder: Path, options: Options) -> b
     data = simplify(path, record=record)
     if data is None:
         return None
-    before, after = onnx.load(path, load_external_data=False), onnx.load_from_string(data)
+    before, after = onnx.load_from_string(path.read_bytes()), onnx.load_from_string(data)
     if len(after.graph.node) >= len(before.graph.node):
         record.note("the onnxsim step found nothing to remove and was left out")
         return None
@@ -244,8 +245,12 @@ def _slower(record: Record, options: Options) -> bool:
 
 def _unchanged(loaded: Loaded, options: Options, record: Record) -> Result:
     """The default result is never slower than what came: keep every layer, and say why."""
-    slower = Refusal("slower", "the rewritten model was measured slower here than the original", "use --objective norms to fold all the same")
-    record.warn("the rewritten model was measured slower than the original: nothing was folded; --objective norms folds all the same")
+    slower = Refusal(
+        "slower", "the rewritten model was measured slower here than the original", "use --objective norms to fold all the same"
+    )
+    record.warn(
+        "the rewritten model was measured slower than the original: nothing was folded; --objective norms folds all the same"
+    )
     route = open_route(loaded, options, Record())
     route.finish(route.graph)
     undone(record.findings, slower)

@@ -1,6 +1,7 @@
 """constant-channels: channels that hold one number whatever the input are moved into the bias of their readers.
 
-    x -> BatchNorm (gamma[i] = 0) -> ReLU -> Conv W, b     becomes     gamma[i] != 0 again, W[:, i] = 0, b += sum W[:, i] relu(c_i)
+    x -> BatchNorm (gamma[i] = 0) -> ReLU -> Conv W, b
+    becomes the same with gamma[i] != 0 again, W[:, i] = 0, b += sum W[:, i] relu(c_i)
 
 A batch norm whose gamma is zero at channel i puts out the constant c_i = beta_i there.  The constant is carried through
 elementwise operations and pools; a convolution or linear layer takes it into its bias and stops reading the channel (where it is

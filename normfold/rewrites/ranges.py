@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 
@@ -14,20 +16,20 @@ def out_of_range(regauge: Regauge) -> list[Node]:
     broken: list[Node] = []
     for node in regauge.changed:
         for value in node.inputs:
-            if value is not None and value.const is not None and value.dtype is not None:
-                if not fits(value.const.read(), value.dtype):
-                    broken.append(node)
-                    break
+            if value is None or value.const is None or value.dtype is None or fits(value.const.read(), value.dtype):
+                continue
+            broken.append(node)
+            break
     return broken
 
 
-def fits(array: Array, dtype: np.dtype[np.generic]) -> bool:
+def fits(array: Array, dtype: np.dtype[Any]) -> bool:
     """True when every element is finite and below the largest number of `dtype`, and no row of a weight becomes subnormal.
 
     A row (index of axis 0) whose largest element is subnormal has lost relative precision in all of its elements; single small
     elements beside larger ones have not, measured against their row.
     """
-    info = ml_dtypes.finfo(dtype) if dtype == BFLOAT16 else np.finfo(dtype)
+    info = ml_dtypes.finfo(dtype)  # knows numpy's own types and bfloat16
     array = array.astype(np.float32) if array.dtype == BFLOAT16 else array
     flat = array.reshape(array.shape[0] if array.ndim > 1 else 1, -1)
     if flat.size == 0:

@@ -31,7 +31,7 @@ REFUSALS: dict[str, Refusal] = dict(
         ),
         _refusal(
             "output-is-input",
-            "its input is a graph input or another graph output, and its own output is a graph output: no layer between can absorb it",
+            "no layer stands between the graph input (or another graph output) that it reads and the graph output that it makes",
             "put a linear layer before or behind it, or fold it into the code around the model",
         ),
         _refusal(
@@ -41,7 +41,7 @@ REFUSALS: dict[str, Refusal] = dict(
         ),
         _refusal(
             "branch-of-sum",
-            "it is a branch of a sum: the runtime runs it as a convolution that carries the sum, and deleting it was measured slower",
+            "it is a branch of a sum: the runtime runs it as a convolution that carries the sum; without it the sum costs more",
             "use --objective norms to delete it all the same",
         ),
         _refusal(
@@ -103,7 +103,10 @@ REFUSALS: dict[str, Refusal] = dict(
 )
 
 _PINS = {  # code -> (what stands there, what to do); the first one that applies gives a refusal its code
-    "shared-weight": ("{subject}, which is also read by something that cannot fold it", "untie the weight (a copy costs its bytes)"),
+    "shared-weight": (
+        "{subject}, which is also read by something that cannot fold it",
+        "untie the weight (a copy costs its bytes)",
+    ),
     "captured": ("{subject}, which reads by name", "export the model without control flow"),
     "graph-output": ("{subject}, which must keep its values", "let a linear layer stand between the norm and that output"),
     "kept": ("{subject}, which was kept", "let that layer be folded too"),
@@ -134,7 +137,10 @@ _ZEROS = {
     "sum": ("its shift would be summed at {subject}", "use a mean instead of a sum"),
     "pool-indices": ("its shift would reach {subject}, whose indices are used", "do not return indices from the pool"),
     "resize-extrapolation": ("its shift would reach {subject}, which extrapolates with a constant", "crop without extrapolation"),
-    "graph-output": ("its shift would reach {subject}, which must keep its values", "let a linear layer be the last before that output"),
+    "graph-output": (
+        "its shift would reach {subject}, which must keep its values",
+        "let a linear layer be the last before that output",
+    ),
     "no-rule": (
         "its shift would reach {subject}, through which a shift per channel does not pass",
         "put the norm directly behind or in front of a linear layer with a bias",
@@ -179,7 +185,7 @@ def explain(layer: AffineLayer, answer: Answer, wiring: Wiring) -> Refusal:
         return Refusal(first.code, where, _PINS[first.code][1])
     return Refusal(
         "conflicting-scale",
-        "another layer that reads or writes the same tensors needs a different scale, or a tensor beyond a deleted layer is fixed",
+        "another layer on the same tensors needs a different scale, or a tensor beyond a deleted layer is fixed",
         "give the norm a linear layer of its own before or behind it",
     )
 

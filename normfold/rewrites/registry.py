@@ -1,4 +1,4 @@
-"""All rewrites in the order in which they run, with those that installed packages offer (entry point `normfold.rewrites`) first."""
+"""All rewrites in the order in which they run; those that installed packages offer (entry point `normfold.rewrites`) first."""
 
 from __future__ import annotations
 

@@ -183,7 +183,14 @@ POOL = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1), "ceil_mo
 def test_bn_pool_conv(kind: str) -> None:
     b = Builder()
     x = b.relu(b.conv(b.input("x", IMAGE), 8))
-    y = b.op(kind, b.bn(x, name="bn"), shape=("N", 8, 3, 3), pads=(0,) * 4, **POOL, **({} if kind == "MaxPool" else {"count_include_pad": 0}))
+    y = b.op(
+        kind,
+        b.bn(x, name="bn"),
+        shape=("N", 8, 3, 3),
+        pads=(0,) * 4,
+        **POOL,
+        **({} if kind == "MaxPool" else {"count_include_pad": 0}),
+    )
     assert outcome(b, b.conv(y, 5)) == "deleted"
 
 
