@@ -60,8 +60,8 @@ def test_zero_padding_keeps_the_shift() -> None:
 def test_transposed_conv(group: int) -> None:
     b = Builder()
     x = b.input("x", IMAGE)
-    y = b.op("ConvTranspose", x, b.weight(4, 8 // group, 3, 3), shape=("N", 8, 13, 13), group=group, strides=(2, 2), pads=(0,) * 4,
-             dilations=(1, 1), output_padding=(0, 0), kernel_shape=(3, 3))  # fmt: skip
+    y = b.op("ConvTranspose", x, b.weight(4, 8 // group, 3, 3), shape=("N", 8, 13, 13), group=group, strides=(2, 2),
+             pads=(0,) * 4, dilations=(1, 1), output_padding=(0, 0), kernel_shape=(3, 3))  # fmt: skip
     y = b.bn(y, signed=True, name="bn")
     assert outcome(b, b.op("Sigmoid", y, shape=y.shape)) == "deleted"
 
