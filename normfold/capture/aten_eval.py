@@ -7,7 +7,8 @@ factory, a cast to half) must then not round anything, so every float type in a 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,8 @@ def run(target: Any, args: Any, kwargs: Any, float_type: torch.dtype | None) -> 
         while bool(_only(_nested(test, (*carried, *extra), float_type))):
             carried = _nested(body, (*carried, *extra), float_type)
         return carried
-    if float_type is not None and _makes_floats(target, args, kwargs):
-        kwargs = {**kwargs, "dtype": float_type}
-    return target(*args, **kwargs)
+    with _default(float_type):
+        return target(*args, **kwargs)
 
 
 def _float_type(arrays: list[Array | None], captured: tuple[np.dtype[Any] | None, ...]) -> torch.dtype | None:
@@ -88,15 +88,15 @@ def _float_type(arrays: list[Array | None], captured: tuple[np.dtype[Any] | None
     return torch_dtype(max(floats, key=lambda dtype: dtype.itemsize))
 
 
-_FACTORIES = {"aten::zeros", "aten::ones", "aten::empty", "aten::scalar_tensor", "aten::linspace", "aten::eye"}
-
-
-def _makes_floats(target: Any, args: Any, kwargs: dict[str, Any]) -> bool:
-    """True for a factory that makes float32 because nothing else is said."""
-    schema = getattr(target, "_schema", None)
-    if schema is None or kwargs.get("dtype") is not None:
-        return False
-    return schema.name in _FACTORIES or (schema.name == "aten::full" and isinstance(args[1], float))
+@contextmanager
+def _default(float_type: torch.dtype | None) -> Generator[None]:
+    """The type that torch gives to floats which it makes of integers or of nothing."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(float_type or before)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _only(result: Any) -> Any:

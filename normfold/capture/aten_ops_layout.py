@@ -1,4 +1,7 @@
-"""Ops that move, pick, join or repeat elements, and ops that do nothing."""
+"""Ops that move, pick, join or repeat elements, and ops that do nothing.
+
+What torch itself takes apart when a program becomes functional (flatten, movedim, chunk on most shapes) is not listed.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from normfold.capture.aten_spell import END, Arg, Fixed, Read, Spelled, filled, 
 from normfold.graph import Shape
 
 
-@spelling("view", "reshape", "_unsafe_view", "_reshape_copy", "view_copy", "flatten", "unflatten")
+@spelling("view", "reshape", "_unsafe_view", "_reshape_copy", "view_copy")
 def _reshape(read: Read) -> Spelled | None:
     if read.schema.overload_name == "dtype":
         return None
@@ -28,36 +31,20 @@ def _permute(read: Read) -> Spelled:
     return _permutation(read, [axis + rank if axis < 0 else axis for axis in read["dims"]])
 
 
-@spelling("t", "numpy_T", "mT", "t_copy")
+@spelling("t", "t_copy")
 def _t(read: Read) -> Spelled:
-    order = list(range(read.rank("self")))
-    if read.op == "mT":
-        order[-2:] = order[:-3:-1]
-    else:
-        order.reverse()
-    return _permutation(read, order)
+    return _permutation(read, list(reversed(range(read.rank("self")))))
 
 
-@spelling("transpose.int", "swapaxes", "transpose_copy")
-def _transpose(read: Read) -> Spelled:
+@spelling("transpose.int", "transpose_copy")
+def _transpose(read: Read) -> Spelled | None:
     rank = read.rank("self")
-    names = ("axis0", "axis1") if read.op == "swapaxes" else ("dim0", "dim1")
-    first, second = (read.axis(name, rank) if rank else 0 for name in names)
-    order = list(range(rank))
-    if rank:
-        order[first], order[second] = order[second], order[first]
-    return _permutation(read, order)
-
-
-@spelling("movedim", "moveaxis")
-def _movedim(read: Read) -> Spelled | None:
-    rank = read.rank("self")
-    source, target = read.ints("source"), read.ints("destination")
-    if source is None or target is None:
+    if rank == 0:
         return None
-    moved = {(to + rank) % rank: (axis + rank) % rank for axis, to in zip(source, target, strict=True)}
-    rest = iter(axis for axis in range(rank) if axis not in moved.values())
-    return _permutation(read, [moved[axis] if axis in moved else next(rest) for axis in range(rank)])
+    first, second = read.axis("dim0", rank), read.axis("dim1", rank)
+    order = list(range(rank))
+    order[first], order[second] = order[second], order[first]
+    return _permutation(read, order)
 
 
 @spelling("squeeze", "squeeze_copy")

@@ -359,3 +359,30 @@ def test_core_aten_spellings():
     for name, value in eager.items():
         assert np.allclose(values[name], value, atol=1e-5)
         assert np.allclose(written[name], value, atol=1e-6)
+
+
+def test_odd_forms_stay_opaque():
+    def function(m: Any, x: torch.Tensor, n: torch.Tensor, empty: torch.Tensor) -> Any:
+        one = x[0]
+        return (
+            F.softmax(n, 0, dtype=torch.float64), F.log_softmax(x.sum() * 0 + 1, 0), x.sum(dtype=torch.float64), (x > 0).sum(),
+            torch.cat([empty, n]), x[:, m.index, m.index], x[x > 100.0], x.repeat(2, 1, 1, 1, 1), torch.gather(x, 1, m.short),
+            F.pixel_shuffle(one, 2), F.avg_pool2d(x, 4, 3, ceil_mode=True), F.max_pool2d(one, 2), F.adaptive_avg_pool2d(one, 1),
+            F.adaptive_max_pool2d(x, 2), F.interpolate(x, scale_factor=(2, 1), mode="nearest-exact"),
+            F.interpolate(x, 5, mode="area"),
+            x.clamp(m.low), torch.where(x > 0, x, m.high), x > n[:1], n > 0.5, n & 3, x.norm(3, 1), torch.add(n, n, alpha=3),
+            n / 2, n**2, F.celu(x, 0.5), F.threshold(x, 0.1, 2.0), F.batch_norm(x, None, None, training=True),
+            m.lstm(x[:, 0])[1][0], n.clamp(max=3), (n > 2) | (n < 1), (n > 2) ^ (n < 4), ~(n > 2), x.max(), x.min(), x.norm(1, 1),
+            F.max_pool2d(x, 2, return_indices=True)[1], torch.dot(x[0, 0, 0], x[0, 0, 1]), x.sum(()), F.glu(x, 1), n.abs(),
+        )  # fmt: skip
+
+    module = Calls(
+        function, index=torch.tensor([1, 0]), short=torch.zeros(1, 2, 3, 3, dtype=torch.int64), low=torch.tensor(0.1),
+        high=torch.tensor(1.0, dtype=torch.float64), lstm=nn.LSTM(6, 2),
+    )  # fmt: skip
+    graph = judge(module, (x4, torch.arange(5), torch.zeros(0, dtype=torch.int64)))
+    known = {place: kind for place, kind in enumerate(kinds_by_output(graph)) if "::" not in kind}
+    assert known == {
+        4: "Concat", 25: "Celu", 29: "Clip", 30: "Or", 31: "Xor", 32: "Not", 33: "ReduceMax", 34: "ReduceMin", 35: "ReduceL1",
+        37: "MatMul", 38: "ReduceSum",
+    }  # fmt: skip
