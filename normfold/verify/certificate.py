@@ -13,7 +13,7 @@ magnitude (`magnitude`).  Nodes that stand as in the original, between values th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,11 @@ import numpy as np
 from normfold.errors import CannotTell
 from normfold.graph import Array, Gauge, Graph, Node, Value, is_float
 from normfold.record import Comparison
-from normfold.verify.channels import channel_axis, finite_pattern, largest, named, varying_axes
+from normfold.verify.channels import channel_axis, extent, finite_pattern, largest, named, per_channel, varying_axes
 from normfold.verify.evaluate import Walk
 from normfold.verify.magnitude import magnitude
 from normfold.verify.noise import movement
-from normfold.verify.promises import Held, Reference, promises_of, work_out
+from normfold.verify.promises import Held, Reference, promises_of
 
 CERTIFICATE = 1e-11
 ALGEBRA = 1e-12
@@ -72,7 +72,7 @@ def certify(
     def meet(value: Value, array: Array) -> None:
         for gauge in promises.get(value, ()):
             held = judged.promise(value, array, gauge, reference.take(gauge.original))
-            if held is not None and (value not in met or held.free is None):
+            if held is not None and (value not in met or held.open is None):
                 met[value] = held
 
     for value in after.inputs:
@@ -137,37 +137,43 @@ class _Judged:
         if original is None:
             self.missing(value.name, f"it is promised in terms of {gauge.original!r}, which the original does not hold")
             return None
-        held = work_out(gauge, original)
+        held = Held(gauge, original)
         if held.expected.shape != array.shape:
             self.missing(value.name, f"its shape is {list(array.shape)}, promised is {list(held.expected.shape)}")
             return None
-        if not is_float(array.dtype) or not is_float(held.expected.dtype):
+        if not is_float(array.dtype) or not held.is_float:
             wrong = int(np.count_nonzero(array != held.expected))
             self.add("certificate", value.name, float(wrong), 0.0, f"{wrong} elements differ" if wrong else "")
             return held
-        keep = varying_axes(array.ndim, gauge.scale, gauge.shift) or channel_axis(array.ndim)
-        self._compare(value, array, gauge, held, keep)
+        self._compare(value, array, held, varying_axes(array.ndim, gauge.scale, gauge.shift) or channel_axis(array.ndim))
         return held
 
-    def _compare(self, value: Value, array: Array, gauge: Gauge, held: Held, keep: tuple[int, ...]) -> None:
-        expected, size = held.expected, held.magnitude
-        if held.free is not None:
-            array, expected, size = (np.where(held.free, 0.0, item) for item in (array, expected, size))
-        pattern = finite_pattern(array, expected)
-        if pattern is not None:
-            self.add("certificate", value.name, float("inf"), CERTIFICATE, pattern.where)
+    def _compare(self, value: Value, array: Array, held: Held, keep: tuple[int, ...]) -> None:
+        gauge = held.gauge
+        if not array.size:
+            self.add("certificate", value.name, 0.0, CERTIFICATE, "")
             return
         with np.errstate(all="ignore"):
-            finite = np.isfinite(expected)
-            errors = largest(np.where(finite, np.abs(array - expected), 0.0), keep)
-            sizes = largest(np.where(finite, size, 0.0), keep)
-            sizes = np.maximum(np.maximum(sizes, _QUIET * np.max(sizes, initial=0.0)), _TINY)
+            scale, shift = (np.abs(per_channel(item, array.shape, keep)) for item in (gauge.scale, gauge.shift))
+            promised = ~np.isnan(scale + shift)
+            errors = np.where(promised, extent(array - held.expected, keep), 0.0)
+            sizes = np.where(promised, scale * extent(held.original, keep) + shift, 0.0)
+        if not np.isfinite(errors).all():  # NaN or Inf: in the same places is right
+            pattern = finite_pattern(held.instead_of(array, array), held.instead_of(array, held.expected))
+            if pattern is not None:
+                self.add("certificate", value.name, float("inf"), CERTIFICATE, pattern.where)
+                return
+            with np.errstate(all="ignore"):
+                usable = np.isfinite(held.expected)
+                errors = np.where(promised, largest(np.where(usable, np.abs(array - held.expected), 0.0), keep), 0.0)
+                sizes = np.where(promised, largest(np.where(usable, held.magnitude, 0.0), keep), 0.0)
+        sizes = np.maximum(np.maximum(sizes, _QUIET * np.max(sizes, initial=0.0)), _TINY)
         worst = int(np.argmax(errors / sizes))
         error = float(errors[worst] / sizes[worst])
         self.add("certificate", value.name, error, CERTIFICATE, named(array.shape, keep, worst))
         if error > CERTIFICATE:
-            scales = largest(np.broadcast_to(np.abs(gauge.scale), array.shape), keep)
-            self.doubts.append(_Doubt(len(self.comparisons) - 1, gauge.original, keep, errors, sizes, scales, array.shape))
+            scale = np.where(promised, scale, 0.0)
+            self.doubts.append(_Doubt(len(self.comparisons) - 1, gauge.original, keep, errors, sizes, scale, array.shape))
 
     def reconsider(self, before: Graph, feeds: Mapping[str, Array], given: Given) -> None:
         """Judge failed promises again, by what an ulp of float64 does to the original's value."""
@@ -179,9 +185,7 @@ class _Judged:
             if noise is None or noise.shape != doubt.errors.shape:
                 continue
             with np.errstate(all="ignore"):
-                allowed = np.maximum(
-                    doubt.sizes, _FACTOR * noise * np.where(np.isfinite(doubt.scales), doubt.scales, 0.0) / CERTIFICATE
-                )
+                allowed = np.maximum(doubt.sizes, _FACTOR * noise * doubt.scales / CERTIFICATE)
                 ratios = doubt.errors / allowed
             worst = int(np.argmax(ratios))
             old = self.comparisons[doubt.place]
@@ -204,7 +208,7 @@ class _Forced:
         given: Given,
     ) -> None:
         self.values = Walk(after, feeds, given=given)
-        self.sizes = Walk(after, feeds, lambda value: _absolute(self.values.constants(value)))
+        self.sizes: dict[Value, Held | Array] = {}  # of the values that are held; a promise is worked out when somebody asks
         self.judged = judged
         self.after = after
         producers = {value.name: node for node in before.nodes for value in node.outputs}
@@ -220,40 +224,56 @@ class _Forced:
     def inputs(self, met: Mapping[Value, Held]) -> None:
         """Graph inputs, which a rewrite leaves as they are."""
         for value in self.after.inputs:
-            held = met.get(value)
-            self.sizes.replace(value, _absolute(self.values.read(value)) if held is None else held.magnitude)
+            self.sizes[value] = met.get(value) or _absolute(self.values.read(value))
 
     def node(self, node: Node, met: Mapping[Value, Held]) -> None:
         """Judge one node against its outputs' promises, then let these stand for it."""
-        promised = [met.get(value) for value in node.outputs]
-        if node in self.untouched and all(held is not None for held in promised):
-            results = [held.expected for held in promised if held is not None]
-            self.values.settle(node, results)
-            self.sizes.settle(node, [held.magnitude for held in promised if held is not None])
+        promised = [met[value] for value in node.outputs if value in met]
+        if node in self.untouched and len(promised) == len(node.outputs):
+            self._settle(node, [held.expected for held in promised], promised)
             return
         arrays = self.values.inputs_of(node)
         results = self.values.results_of(node)
-        sizes = magnitude(node, self.sizes.inputs_of(node), arrays, results)
-        self.values.settle(node, results)
-        self.sizes.settle(node, sizes)
-        for value, array, size, held in zip(node.outputs, results, sizes, promised, strict=True):
-            if held is None or held.expected.shape != array.shape or not is_float(array.dtype):
+        sizes = magnitude(node, [self._size(value) for value in (*node.inputs, *node.captures)], arrays, results)
+        self._settle(node, results, sizes)
+        for value, array, size in zip(node.outputs, results, sizes, strict=True):
+            held = met.get(value)
+            if held is None or held.expected.shape != array.shape or not is_float(array.dtype) or not array.size:
                 continue
-            self._compare(value, array, size, held)
-            self.values.replace(value, held.expected if held.free is None else np.where(held.free, array, held.expected))
-            self.sizes.replace(value, held.magnitude if held.free is None else np.where(held.free, size, held.magnitude))
+            expected = held.instead_of(array, held.expected)
+            self._compare(value, array, expected, np.maximum(size, held.instead_of(size, held.magnitude)))
+            self.values.replace(value, expected)
+            if value in self.sizes:
+                self.sizes[value] = held if held.open is None else held.instead_of(size, held.magnitude)
 
-    def _compare(self, value: Value, array: Array, size: Array, held: Held) -> None:
-        expected = held.expected if held.free is None else np.where(held.free, array, held.expected)
-        pattern = finite_pattern(array, expected)
-        if pattern is not None:
-            self.judged.add("G1", value.name, float("inf"), ALGEBRA, pattern.where)
-            return
-        with np.errstate(all="ignore"):
-            ratio = np.abs(array - expected) / np.maximum(np.maximum(size, held.magnitude), _TINY)
-            ratio = np.where(np.isfinite(expected), ratio, 0.0)
+    def _settle(self, node: Node, results: Sequence[Array], sizes: Sequence[Held | Array]) -> None:
+        self.values.settle(node, results)
+        self.sizes.update(zip(node.outputs, sizes, strict=True))
+        for value in [*node.outputs, *(value for value in (*node.inputs, *node.captures) if value is not None)]:
+            if not self.values.holds(value):
+                self.sizes.pop(value, None)
+
+    def _size(self, value: Value | None) -> Array | None:
+        """The magnitude of what a node reads."""
+        if value is None:
+            return None
+        if value.const is not None:
+            return _absolute(self.values.read(value))
+        size = self.sizes[value]
+        return size.magnitude if isinstance(size, Held) else size
+
+    def _compare(self, value: Value, array: Array, expected: Array, size: Array) -> None:
         keep = channel_axis(array.ndim)
-        ratios = largest(ratio, keep)
+        with np.errstate(all="ignore"):
+            ratios = extent((array - expected) / np.maximum(size, _TINY), keep)
+        if not np.isfinite(ratios).all():
+            pattern = finite_pattern(array, expected)
+            if pattern is not None:
+                self.judged.add("G1", value.name, float("inf"), ALGEBRA, pattern.where)
+                return
+            with np.errstate(all="ignore"):
+                ratio = np.abs(array - expected) / np.maximum(size, _TINY)
+                ratios = largest(np.where(np.isfinite(expected), ratio, 0.0), keep)
         worst = int(np.argmax(ratios))
         self.judged.add("G1", value.name, float(ratios[worst]), ALGEBRA, named(array.shape, keep, worst))
 

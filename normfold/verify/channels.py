@@ -30,6 +30,19 @@ def largest(array: Array, keep: Axes) -> Array:
     return np.max(array, axis=tuple(axis for axis in range(array.ndim) if axis not in keep), initial=0.0).reshape(-1)
 
 
+def extent(array: Array, keep: Axes) -> Array:
+    """The largest absolute value of each channel, flat; NaN where a channel holds NaN.  Makes no large temporary."""
+    if array.size == 0:
+        return np.zeros(1)
+    axes = tuple(axis for axis in range(array.ndim) if axis not in keep)
+    return np.maximum(np.max(array, axis=axes), -np.min(array, axis=axes)).reshape(-1)
+
+
+def per_channel(array: Array, shape: tuple[int, ...], keep: Axes) -> Array:
+    """One number for each channel of a tensor of `shape`, of an array that varies along `keep` at most; flat."""
+    return np.broadcast_to(array, [size if axis in keep else 1 for axis, size in enumerate(shape)]).reshape(-1)
+
+
 def named(shape: tuple[int, ...], keep: Axes, place: int) -> str:
     """How a report names one channel: "channel 3", "channel (2, 5) of axes (1, 3)"."""
     if not keep or not shape:

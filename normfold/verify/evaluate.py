@@ -105,6 +105,10 @@ class Walk:
         """The array of a constant, or of a value that is still held."""
         return self.constants(value) if value.const is not None else self._held[value]
 
+    def holds(self, value: Value) -> bool:
+        """True while somebody is still to read `value`."""
+        return value in self._held
+
     def replace(self, value: Value, array: Array) -> None:
         """Let every later reader of `value` read `array`."""
         if value in self._held:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -25,33 +26,42 @@ def promises_of(after: Graph, before: Graph) -> dict[Value, tuple[Gauge, ...]]:
 
 @dataclass(frozen=True)
 class Held:
-    """One promise worked out: what the value should be, how large the terms are, where nothing is promised.
+    """One promise worked out for the original's array v: what the value should be, and how large the terms are."""
 
-    expected, magnitude: s v + t and |s v| + |t|, of the value's shape (an integer value has itself).  free: True where the
-    promise leaves a channel open (NaN in its scale), None when nowhere.
-    """
+    gauge: Gauge
+    original: Array
 
-    expected: Array
-    magnitude: Array
-    free: Array | None
+    @property
+    def is_float(self) -> bool:
+        """False for integers and bools, which are promised as they are."""
+        return is_float(self.original.dtype)
 
+    @cached_property
+    def expected(self) -> Array:
+        """s v + t; NaN where nothing is promised."""
+        if not self.is_float or self.gauge.identity:
+            return self.original
+        with np.errstate(all="ignore"):
+            return self.gauge.scale * self.original + self.gauge.shift
 
-def work_out(gauge: Gauge, original: Array) -> Held:
-    """The promise of `gauge` for the original's array."""
-    if not is_float(original.dtype):
-        return Held(original, original, None)
-    open_ = np.isnan(gauge.scale) | np.isnan(gauge.shift)
-    if gauge.identity:
-        return Held(original, np.abs(original), None)
-    with np.errstate(all="ignore"):
-        scale, shift = (
-            (gauge.scale, gauge.shift)
-            if not open_.any()
-            else (np.where(open_, 0.0, gauge.scale), np.where(open_, 0.0, gauge.shift))
-        )
-        scaled = scale * original
-        expected, magnitude = scaled + shift, np.abs(scaled) + np.abs(shift)
-    return Held(expected, magnitude, np.broadcast_to(open_, expected.shape) if open_.any() else None)
+    @cached_property
+    def magnitude(self) -> Array:
+        """|s v| + |t|."""
+        if not self.is_float:
+            return self.original
+        with np.errstate(all="ignore"):
+            size = np.abs(self.original)
+            return size if self.gauge.identity else np.abs(self.gauge.scale) * size + np.abs(self.gauge.shift)
+
+    @cached_property
+    def open(self) -> Array | None:
+        """True, broadcast to the value's shape, where the promise leaves a channel open; None when nowhere."""
+        nan = np.isnan(self.gauge.scale) | np.isnan(self.gauge.shift)
+        return np.broadcast_to(nan, self.expected.shape) if self.is_float and nan.any() else None
+
+    def instead_of(self, array: Array, expected: Array) -> Array:
+        """`expected`, with `array` where nothing is promised."""
+        return expected if self.open is None else np.where(self.open, array, expected)
 
 
 class Reference:

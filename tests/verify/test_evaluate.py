@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build import Builder
 
+from build import Builder
 from normfold.errors import CannotTell, UsageError
 from normfold.graph import BFLOAT16, Constant, Graph, Node
 from normfold.verify import Walk, feeds, run

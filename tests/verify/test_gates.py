@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folding import REGIMES, WRONG, folded, net, runner
 
+from folding import REGIMES, WRONG, folded, net, runner
 from normfold.graph import BFLOAT16
 from normfold.record import Comparison
 from normfold.verify import OnnxRunner, certificate, feeds, judge, run
@@ -124,6 +124,13 @@ def test_the_floor_is_sixteen_u_of_the_tensor_s_rms() -> None:
     exact = ref.astype(np.float32)
     assert compared(ref, exact, (ref * (1 + 15 * U)).astype(np.float32)).passed
     assert not compared(ref, exact, (ref * (1 + 18 * U)).astype(np.float32)).passed
+
+
+def test_below_the_smallest_normal_number_there_are_few_digits() -> None:
+    ref = np.full((1, 1, 8, 8), 1e-42)
+    near, far = (ref + 8e-41).astype(np.float32), (ref + 1e-40).astype(np.float32)
+    assert compared(ref, ref.astype(np.float32), near).passed
+    assert not compared(ref, ref.astype(np.float32), far).passed
 
 
 def test_each_channel_is_judged_by_its_own_noise() -> None:

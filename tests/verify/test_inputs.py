@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build import Builder
 
+from build import Builder
 from normfold.errors import UsageError
 from normfold.graph import BFLOAT16, Array, Graph
 from normfold.verify import FAMILIES, bindings, feeds, make, read_data

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from build import Builder
 from folding import fold, folded, net, runner
-
 from normfold.errors import CannotTell
 from normfold.graph import Array, Gauge, Graph, Node
 from normfold.record import Comparison
@@ -90,6 +90,47 @@ def test_a_runtime_that_computes_something_else_than_the_reference_cannot_judge(
     result = judge(before, after, off, off, feeds(before, level="quick"))
     assert not result.failed
     assert result.verdict == "cannot tell"
+
+
+def test_a_family_on_which_the_reference_fails_is_noted_and_the_others_decide() -> None:
+    before, after = folded(net())
+
+    class Drifting(Stub):
+        def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+            off = 0.0 if feeds["x"].any() else 0.1
+            return {name: array + np.float32(off) for name, array in super().run(feeds).items()}
+
+    result = judge(before, after, Drifting(before), Drifting(after), feeds(before))
+    assert result.verdict == "same"
+    assert all(item.passed for item in result.comparisons)
+    assert [
+        note
+        for note in result.notes
+        if note.startswith("zero: the original's runtime and its float64 evaluation differ by 0.1 in y")
+    ]
+
+
+def test_a_channel_that_fails_by_little_gets_more_draws_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    from normfold.verify import judgement
+
+    before, after = folded(net())
+    seen: list[int] = []
+    real = judgement.perturbed
+    noisy = 1e-4
+
+    def perturbed(seed: int) -> Any:
+        seen.append(seed)
+        constants = real(seed)
+        return constants if seed < 2 else lambda value: constants(value) * (1 + noisy)
+
+    monkeypatch.setattr(judgement, "perturbed", perturbed)
+    for error, verdict, draws in ((1e-6, "same", 10), (1e-2, "different", 2)):
+        seen.clear()
+        off = Stub(
+            after, lambda result, error=error: {name: (array * (1 + error)).astype(np.float32) for name, array in result.items()}
+        )
+        assert judge(before, after, Stub(before), off, feeds(before)[:1], draws=2).verdict == verdict
+        assert len(seen) == draws
 
 
 def test_nothing_judged_is_cannot_tell() -> None:
@@ -232,6 +273,26 @@ def test_a_value_without_gauge_and_namesake_is_not_judged_but_an_output_must_be(
     bad = verdicts(before, after)["certificate", "z"]
     assert not bad.passed
     assert "no value 'z'" in bad.where
+
+
+def test_tensors_without_elements_have_nothing_to_compare() -> None:
+    b = Builder()
+    x = b.input("x", ("N", 0, 4))
+    graph = b.output(b.op("Neg", b.relu(x, "r"), shape=("N", 0, 4), name="y"))
+    assert all(item.passed for item in certificate(graph, graph.clone(), {"x": np.zeros((2, 0, 4))}))
+
+
+def test_infinities_in_the_same_places_are_no_difference() -> None:
+    before, after = scaled(Gauge("r", np.full((3, 1), 2.0), np.zeros(())))
+    array = FEED["x"].copy()
+    array[0, 1, 2], array[1, 0, 0] = np.inf, np.nan
+    found = certificate(before, after, {"x": array})
+    assert all(item.passed for item in found)
+    back = next(node for node in after.nodes if node.output.name == "back")
+    back.kind = "Mul"
+    bad = [item for item in certificate(before, after, {"x": array}) if not item.passed]
+    assert {(item.gate, item.subject) for item in bad} == {("certificate", "y"), ("G1", "y")}
+    assert all(item.error < np.inf for item in bad)
 
 
 def test_integers_must_be_equal() -> None:

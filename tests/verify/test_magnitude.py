@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from build import Builder
 
+from build import Builder
 from normfold.graph import Array
 from normfold.ops.kernels import evaluate
 from normfold.verify.evaluate import compute

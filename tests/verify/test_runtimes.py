@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import onnx.helper
 import pytest
-from folding import net
 
+from folding import net
 from normfold.errors import CannotTell
 from normfold.graph import BFLOAT16
 from normfold.verify import OnnxRunner, TorchRunner
