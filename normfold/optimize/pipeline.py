@@ -208,7 +208,7 @@ def _simplified(result: Result, path: Path, folder: Path, options: Options) -> b
 
         try:
             inputs = feeds(route.graph, examples=route.examples()[-1:])
-            judged = judge(route.graph, None, route.original(), route.result(target), inputs, budget=options.proof_seconds)
+            judged = judge(route.graph, None, route.original(), route.result(target), inputs, budget=options.proof_seconds / 4)
         except NormfoldError as error:
             record.warn(f"the onnxsim step was left out: {error}")
             return None

@@ -58,6 +58,10 @@ class OnnxRoute:
     def __init__(self, loaded: Loaded, options: Options, record: Record) -> None:
         from normfold.capture.onnx import from_onnx
 
+        if options.opset is not None:
+            raise UsageError(
+                "an ONNX input keeps its own opset; --opset is for torch inputs: convert the file first (onnx.version_converter)"
+            )
         self.source = loaded.onnx if loaded.onnx is not None else loaded.proto
         self.loaded = loaded
         self.graph = from_onnx(self.source, keep_overridable=options.keep_overridable, record=record)

@@ -44,6 +44,11 @@ def test_reshape_follows_channels_past_symbolic_sizes() -> None:
     assert moved is not None and moved.shape == (1, 192)
 
 
+def test_reshape_keeps_the_order_of_what_follows_an_unknown_size() -> None:
+    moved = lab.reshape(np.arange(12).reshape(1, 1, 12, 1, 1), ("N", "T", 12, 5, 6), (None, 12, 5, 6))
+    assert moved is not None and moved.shape == (1, 12, 1, 1)
+
+
 def test_reshape_refuses_what_it_cannot_follow() -> None:
     assert lab.reshape(CHANNELS, ("N", 12, "H", "W"), ("N", None)) is None
     assert lab.reshape(np.arange(1, 5).reshape(4, 1), (4, "N"), (None,)) is None
