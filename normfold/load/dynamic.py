@@ -1,8 +1,8 @@
 """Sizes that stay open: ``--dynamic "image=Nx3xHxW"``.
 
-Numbers are fixed, names are symbols; one name in two places is one size.  ``8*H`` is a multiple (what torch.export asks for
-behind strides).  Separators are ``x`` or, when symbols contain an x, commas.  ``x.2=Nx16`` reaches into a list, tuple or dict
-argument.  A single input needs no name.
+Numbers are fixed, names are symbols; one name in two places is one size.  ``8*H`` is a multiple, ``H[16..64]`` a range
+(``H[16..]`` without end).  Separators are ``x`` or, when symbols contain an x, commas.  ``x.2=Nx16`` reaches into a list, tuple
+or dict argument.  A single input needs no name.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from typing import Any, cast
 
 from normfold.errors import UsageError
 
-_SYMBOL = re.compile(r"[A-Za-z_]\w*")
+_SIZE = re.compile(r"(?:(\d+) ?\* ?)?([A-Za-z_]\w*)(?: ?\* ?(\d+))?(?:\[(\d*)\.\.(\d*)\])?")
 _FORM = "expected a form like image=Nx3xHxW"
 
 
 @dataclass(frozen=True)
 class Size:
-    """``factor * symbol``; the symbol "" means the fixed size `factor`."""
+    """``factor * symbol``, the symbol between `low` and `high`; the symbol "" means the fixed size `factor`."""
 
     symbol: str
     factor: int
+    low: int | None = None
+    high: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ def parse_dynamic(text: str) -> DynamicSpec:
 
 
 def _size(text: str, part: str) -> Size:
-    factors = [factor.strip() for factor in part.split("*")]
-    numbers = [factor for factor in factors if factor.isdigit()]
-    symbols = [factor for factor in factors if _SYMBOL.fullmatch(factor)]
-    if len(numbers) + len(symbols) != len(factors) or len(numbers) > 1 or len(symbols) > 1:
-        raise UsageError(f"--dynamic {text!r}: {part!r} is no size; {_FORM} (numbers, names, or 8*H)")
-    return Size(symbols[0] if symbols else "", int(numbers[0]) if numbers else 1)
+    if part.isdigit():
+        return Size("", int(part))
+    found = _SIZE.fullmatch(part)
+    if found is None or (found[1] and found[3]):
+        raise UsageError(f"--dynamic {text!r}: {part!r} is no size; {_FORM} (numbers, names, 8*H, H[16..64])")
+    low, high = (int(end) if end else None for end in (found[4], found[5]))
+    return Size(found[2], int(found[1] or found[3] or 1), low, high)
 
 
 def dynamic_shapes(
@@ -67,7 +70,7 @@ def dynamic_shapes(
     from torch.utils import _pytree as pytree
 
     shapes: dict[str, Any] = {name: pytree.tree_map(lambda _: None, value) for name, value in arguments.items()}
-    dims: dict[str, Any] = {}
+    dims = {name: Dim(name, min=low, max=high) for name, (low, high) in _ranges(specs).items()}
     bound: dict[str, int] = {}
     small: list[tuple[tuple[Any, ...], int, int]] = []
     for spec in specs:
@@ -97,12 +100,27 @@ def dynamic_shapes(
                 raise UsageError(
                     f"--dynamic {spec.name or path[0]}: axis {axis} is {given} in the example, {known}; they must agree"
                 )
-            dim = dims.setdefault(size.symbol, Dim(size.symbol))
+            dim = dims[size.symbol]
             entry[axis] = dim if size.factor == 1 else size.factor * dim
             if value == 1:
                 small.append((path, axis, 2))
         _put(shapes, path, entry)
     return shapes, small
+
+
+def _ranges(specs: Sequence[DynamicSpec]) -> dict[str, tuple[int | None, int | None]]:
+    """The range of every symbol."""
+    ranges: dict[str, tuple[int | None, int | None]] = {}
+    for size in (size for spec in specs for size in spec.sizes if size.symbol):
+        given = (size.low, size.high)
+        if ranges.get(size.symbol, (None, None)) == (None, None):
+            ranges[size.symbol] = given
+        elif given not in ((None, None), ranges[size.symbol]):
+            raise UsageError(f"--dynamic gives {size.symbol} two ranges; give it one")
+    for name, (low, high) in ranges.items():
+        if low is not None and high is not None and low > high:
+            raise UsageError(f"--dynamic: the range {name}[{low}..{high}] is empty")
+    return ranges
 
 
 def enlarged(arguments: Mapping[str, Any], small: Sequence[tuple[tuple[Any, ...], int, int]]) -> dict[str, Any]:

@@ -166,18 +166,19 @@ def _brief(item: Finding) -> Text:
 
 def _kept(record: Record, console: Console) -> None:
     """Reason and remedy of what was not deleted, equal ones together."""
-    groups: dict[tuple[str, str, str], list[str]] = {}
+    groups: dict[tuple[str, str], dict[str, list[str]]] = {}
     for item in record.findings:
         if item.refusal is not None and item.outcome != "deleted":
-            refusal = item.refusal
-            groups.setdefault((refusal.code, refusal.reason, refusal.fix), []).append(shown(item.name))
+            reasons = groups.setdefault((item.refusal.code, item.refusal.fix), {})
+            reasons.setdefault(item.refusal.reason, []).append(shown(item.name))
     if not groups:
         return
     _title(console, "Why layers are left")
-    for (code, reason, fix), names in groups.items():
-        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-        _print(console, Text.assemble((code, "bold"), f"  {', '.join(names[:_NAMED])}{more}"), 2)
-        _print(console, reason, 4)
+    for (code, fix), reasons in groups.items():
+        _print(console, Text.assemble((code, "bold"), f" ({sum(map(len, reasons.values()))})"), 2)
+        for reason, names in reasons.items():
+            more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+            _print(console, f"{', '.join(names[:_NAMED])}{more}: {reason}", 4)
         if fix:
             _print(console, Text.assemble(("what to do: ", "dim"), shown(fix)), 4)
 

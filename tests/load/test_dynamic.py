@@ -26,13 +26,19 @@ def sizes(*items: Any) -> tuple[Size, ...]:
         ("x=Nx8*H", DynamicSpec("x", sizes("N", Size("H", 8)))),
         ("x=N x H*8", DynamicSpec("x", sizes("N", Size("H", 8)))),
         ("x.0.k=N", DynamicSpec("x.0.k", sizes("N"))),
+        (
+            "x=Nx2*H[8..64]xW[..9]xD[4..]",
+            DynamicSpec("x", sizes("N", Size("H", 2, 8, 64), Size("W", 1, None, 9), Size("D", 1, 4))),
+        ),
     ],
 )
 def test_notation(text: str, expected: DynamicSpec) -> None:
     assert parse_dynamic(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "x=", "=Nx3", "x=1x3", "x=Nx-3", "x=Nx2*3", "x=Nx2*H*W", "x=Nx3.5", "x=NxH+1", "x=N,,3"])
+@pytest.mark.parametrize(
+    "text", ["", "x=", "=Nx3", "x=1x3", "x=Nx-3", "x=Nx2*3", "x=Nx2*H*W", "x=Nx3.5", "x=NxH+1", "x=N,,3", "x=N[3]", "x=N[a..b]"]
+)
 def test_bad_notation(text: str) -> None:
     with pytest.raises(UsageError, match="--dynamic"):
         parse_dynamic(text)
@@ -53,6 +59,8 @@ def spec(text: str) -> list[DynamicSpec]:
         ("x=Nx4", "fixes axis 1 at 4, the example has 3"),
         ("x=NxN", "axis 1 is 3 in the example, N = 2 elsewhere"),
         ("x=Nx2*H", "axis 1 is 3 in the example, not a multiple of 2"),
+        ("x=N[2..4]x3 y.1=N[2..8]", "gives N two ranges"),
+        ("x=N[4..2]x3", r"range N\[4\.\.2\] is empty"),
         ("x=Nx3 y.0=N", "axis 0 is 5 in the example, N = 2 elsewhere"),
     ],
 )
@@ -67,6 +75,12 @@ def test_one_symbol_is_one_size() -> None:
     assert small == []
     assert shapes["x"][0] is shapes["y"][1][0]
     assert shapes["y"][0] is None
+
+
+def test_ranges_reach_torch() -> None:
+    shapes, _ = dynamic_shapes(spec("x=N[2..64]x3 y.1=N"), {"x": torch.zeros(2, 3), "y": [torch.zeros(5), torch.zeros(2)]})
+    assert (shapes["x"][0].min, shapes["x"][0].max) == (2, 64)
+    assert shapes["y"][1][0] is shapes["x"][0]
 
 
 class Net(nn.Module):

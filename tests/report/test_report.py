@@ -83,8 +83,8 @@ EVERYTHING = [
     "torch 2.13.0",
     "state_dict found under 'model'",
     "11: 1 deleted, 1 shift left, 9 kept",
-    "zero-padding late0.bn, late1.bn, late2.bn, late3.bn, late4.bn, late5.bn and 2 more",
-    "what is left of its shift would reach conv9",
+    "zero-padding (8) late0.bn, late1.bn, late2.bn, late3.bn",
+    "late5.bn and 2 more: what is left of its shift would reach conv9",
     "what to do: place the norm behind the convolution",
     "gamma is negative in 3 of 64 channels",
     "Inserted nodes 2 Add",
@@ -169,6 +169,14 @@ def test_inspect_says_what_would_be() -> None:
     assert text.count("would be") == 2
     for word in ("outcome", "after", "Verification", "Nothing was written", "Latency"):
         assert word not in text
+
+
+def test_layers_with_one_remedy_stand_together() -> None:
+    filled = record()
+    filled.findings[2].refusal = Refusal(PAD.code, "another reason", PAD.fix)
+    text = flat(printed(filled, 200))
+    assert "zero-padding (8) late0.bn: another reason late1.bn, late2.bn" in text
+    assert text.count(PAD.fix) == 1
 
 
 def test_what_was_not_done_is_said() -> None:
