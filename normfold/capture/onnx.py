@@ -149,9 +149,11 @@ class _Builder:
         """Constant nodes become constants and vanish from the view."""
         if node.op_type != "Constant" or node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
             return False
-        tensor = ir.convenience.get_const_tensor(node.outputs[0])
+        tensor = None
+        if len(node.attributes) == 1:
+            tensor = ir.convenience.get_const_tensor(node.outputs[0])
         if tensor is None:
-            raise onnx_check.malformed(f"the Constant {onnx_check.show(node.outputs[0].name or '')} has no value")
+            raise onnx_check.malformed(f"the Constant {onnx_check.show(node.outputs[0].name or '')} needs exactly one value")
         self._constant(node.outputs[0], tensor, initializer=False)
         return True
 

@@ -65,8 +65,8 @@ def infer_node(graph: Graph, node: Node) -> None:
     opsets = [onnx.helper.make_opsetid("", min(opset, onnx.defs.onnx_opset_version()))]
     try:
         inferred = onnx.shape_inference.infer_node_outputs(found, proto, types, data, opset_imports=opsets)
-    except (onnx.shape_inference.InferenceError, ValueError, RuntimeError, TypeError, KeyError):
-        return
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, ValueError, RuntimeError, TypeError, KeyError):
+        return  # the node breaks its own schema: the runtime will say so
     for name, value in zip(proto.output, node.outputs, strict=False):
         if name in inferred and inferred[name].HasField("tensor_type"):
             _improve(value, read_type(inferred[name].tensor_type))

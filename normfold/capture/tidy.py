@@ -146,7 +146,7 @@ class _Tidier:
             return
         seen = source.const is not None or source.producer is None or source.captured or id(source) in self.outputs
         twice = sum(1 for value in self.graph.outputs if value is output) > 1
-        if seen or twice or source.dtype != output.dtype or source.shape != output.shape:
+        if seen or twice or source.dtype != output.dtype:
             return
         self.graph.replace_uses(output, source)
         self.graph.outputs = [source if value is output else value for value in self.graph.outputs]
@@ -253,8 +253,13 @@ def _always(node: Node, x: Value) -> int | None:
     return 0
 
 
-def _same_type(node: Node, x: Value) -> int | None:
-    return 0 if x.dtype is not None and x.dtype == node.output.dtype else None
+def _cast(node: Node, x: Value) -> int | None:
+    return 0 if x.dtype is not None and x.dtype == node.attrs.get("to") else None
+
+
+def _cast_like(node: Node, x: Value) -> int | None:
+    like = node.input(1)
+    return 0 if x.dtype is not None and like is not None and x.dtype == like.dtype else None
 
 
 def _same_shape(node: Node, x: Value) -> int | None:
@@ -317,8 +322,8 @@ def _neutral(node: Node, x: Value) -> int | None:
 _NO_EFFECT: dict[str, Callable[[Node, Value], int | None]] = {
     "Identity": _always,
     "Dropout": _always,
-    "Cast": _same_type,
-    "CastLike": _same_type,
+    "Cast": _cast,
+    "CastLike": _cast_like,
     "Transpose": _transpose,
     "Pad": _pad,
     "Expand": _expand,
