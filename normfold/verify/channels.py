@@ -35,7 +35,7 @@ def extent(array: Array, keep: Axes) -> Array:
     if array.size == 0:
         return np.zeros(1)
     axes = tuple(axis for axis in range(array.ndim) if axis not in keep)
-    return np.maximum(np.max(array, axis=axes), -np.min(array, axis=axes)).reshape(-1)
+    return np.abs(np.maximum(np.max(array, axis=axes), -np.min(array, axis=axes))).reshape(-1)
 
 
 def per_channel(array: Array, shape: tuple[int, ...], keep: Axes) -> Array:
