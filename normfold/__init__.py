@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from normfold.api import inspect, optimize
-    from normfold.optimize import Options, Result
+    from normfold.pipeline import Options, Result
     from normfold.record import Record
 
 __all__ = ["Options", "Record", "Result", "inspect", "optimize"]
 
 _HOMES = {
-    "Options": "normfold.optimize",
+    "Options": "normfold.pipeline",
     "Record": "normfold.record",
-    "Result": "normfold.optimize",
+    "Result": "normfold.pipeline",
     "inspect": "normfold.api",
     "optimize": "normfold.api",
 }

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from normfold.load import Call, load
-from normfold.optimize import Objective, Options, Result, run
-from normfold.optimize import inspect as inspect_loaded
+from normfold.pipeline import Objective, Options, Result, run
+from normfold.pipeline import inspect as inspect_loaded
 from normfold.record import Record
 
 

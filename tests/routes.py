@@ -19,8 +19,8 @@ from normfold.capture.program import export_module
 from normfold.capture.tidy import tidy
 from normfold.export.to_onnx import proto_bytes
 from normfold.graph import Array, Graph
-from normfold.optimize import Options
-from normfold.optimize.rewriting import Outcome, rewrite
+from normfold.pipeline import Options
+from normfold.pipeline.rewriting import Outcome, rewrite
 from normfold.verify.certificate import certificate
 
 

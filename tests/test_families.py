@@ -12,8 +12,8 @@ import pytest
 from normfold.api import optimize
 from normfold.capture.onnx import from_onnx
 from normfold.capture.tidy import tidy
-from normfold.optimize import Options
-from normfold.optimize.rewriting import rewrite
+from normfold.pipeline import Options
+from normfold.pipeline.rewriting import rewrite
 
 # family -> (deleted, shift, kept) with positive gammas, and with a third of them negative
 COUNTS = {

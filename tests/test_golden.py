@@ -14,8 +14,8 @@ from normfold.capture.onnx import from_onnx
 from normfold.capture.program import export_module
 from normfold.capture.tidy import tidy
 from normfold.graph import Graph, to_text
-from normfold.optimize import Options
-from normfold.optimize.rewriting import rewrite
+from normfold.pipeline import Options
+from normfold.pipeline.rewriting import rewrite
 from routes import exported, randomised
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -185,8 +185,8 @@ def test_06_batch_norm_with_training_mode_1_is_kept() -> None:
     outputs = [_tensor("y", 2, 4, 5, 5), _tensor("m", 4), _tensor("v", 4)]
     model = _model(nodes, [_tensor("x", 2, 4, 5, 5)], outputs, {"w": W, **_bn(4)})
     graph = from_onnx(model)
-    from normfold.optimize import Options
-    from normfold.optimize.rewriting import rewrite
+    from normfold.pipeline import Options
+    from normfold.pipeline.rewriting import rewrite
 
     finding = rewrite(graph, Options(objective="norms")).findings[0]
     assert finding.outcome == "kept" and finding.refusal is not None and finding.refusal.code == "training"
@@ -312,8 +312,8 @@ def test_12_sub_graphs(inside: str) -> None:
     model = _model(nodes, inputs, [_tensor("out", 2, 4, 5, 5)], {"w": W, "iw": W, **_bn(4), **_bn(4, prefix="i")})
     from normfold.capture.onnx_write import to_model
     from normfold.export.to_onnx import proto_bytes
-    from normfold.optimize import Options
-    from normfold.optimize.rewriting import rewrite
+    from normfold.pipeline import Options
+    from normfold.pipeline.rewriting import rewrite
 
     outcome = rewrite(from_onnx(model), Options(objective="norms"))
     assert outcome.findings[0].outcome == ("deleted" if inside == "conv and norm inside" else "kept")

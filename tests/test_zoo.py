@@ -11,7 +11,7 @@ import pytest
 
 from normfold.api import optimize
 from normfold.errors import InputRefused
-from normfold.optimize import Result
+from normfold.pipeline import Result
 
 pytestmark = pytest.mark.slow
 

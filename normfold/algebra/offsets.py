@@ -12,6 +12,7 @@ import numpy as np
 from normfold.algebra.ratios import Bools, Floats, Ints
 
 TOLERANCE = 1e-11  # a reduced equation 0 == rhs holds when |rhs| is below this times the largest term that went into it
+NONE = -1  # fills the places of a row that hold no term
 WIDTH = 24  # an equation with more unknowns than this is refused: the cost of one more row would grow without bound
 
 
@@ -20,7 +21,7 @@ class Offsets:
 
     def __init__(self, size: int = 1) -> None:
         self._solved: Bools = np.zeros(size, dtype=np.bool_)
-        self._term: Ints = np.full((size, 2), -1, dtype=np.int64)
+        self._term: Ints = np.full((size, 2), NONE, dtype=np.int64)
         self._coef: Floats = np.zeros((size, 2))
         self._const: Floats = np.zeros(size)
         self._weight: Ints = np.zeros(size, dtype=np.int64)
@@ -36,7 +37,7 @@ class Offsets:
         if extra > 0:
             width = self._term.shape[1]
             self._solved = np.concatenate([self._solved, np.zeros(extra, dtype=np.bool_)])
-            self._term = np.concatenate([self._term, np.full((extra, width), -1, dtype=np.int64)])
+            self._term = np.concatenate([self._term, np.full((extra, width), NONE, dtype=np.int64)])
             self._coef = np.concatenate([self._coef, np.zeros((extra, width))])
             self._const = np.concatenate([self._const, np.zeros(extra)])
             self._weight = np.concatenate([self._weight, np.zeros(extra, dtype=np.int64)])
@@ -56,10 +57,10 @@ class Offsets:
             moved = np.where(known, coef * self._const[term], 0.0)
             rhs = rhs - moved.sum(axis=1)
             largest = np.maximum(largest, np.abs(moved).max(axis=1, initial=0.0))
-            inner_term = np.where(known[..., None], self._term[term], -1)
+            inner_term = np.where(known[..., None], self._term[term], NONE)
             inner_coef = np.where(known[..., None], coef[..., None] * self._coef[term], 0.0)
             rows = term.shape[0]
-            term = np.concatenate([np.where(known, -1, term), inner_term.reshape(rows, -1)], axis=1)
+            term = np.concatenate([np.where(known, NONE, term), inner_term.reshape(rows, -1)], axis=1)
             coef = np.concatenate([np.where(known, 0.0, coef), inner_coef.reshape(rows, -1)], axis=1)
             term, coef = _merge(term, coef)
 
@@ -88,7 +89,7 @@ class Offsets:
             pivot = term[rows, slot]
             _, first = np.unique(pivot, return_index=True)
             others = term[first].copy()
-            others[np.arange(first.size), slot[first]] = -1
+            others[np.arange(first.size), slot[first]] = NONE
             clear = ~np.isin(others, pivot[first]).any(axis=1)  # no row may read a pivot of the same round
             chosen = first[clear] if clear.any() else first[:1]
             self._solve(pivot[chosen], slot[chosen], term[chosen], coef[chosen], rhs[chosen])
@@ -101,14 +102,14 @@ class Offsets:
         rows = np.arange(pivot.size)
         lead = coef[rows, slot]
         term, coef = term.copy(), -coef / lead[:, None]
-        term[rows, slot], coef[rows, slot] = -1, 0.0
+        term[rows, slot], coef[rows, slot] = NONE, 0.0
         term, coef = _merge(term, coef)
         if term.shape[1] > self._term.shape[1]:
             extra = term.shape[1] - self._term.shape[1]
-            self._term = np.pad(self._term, ((0, 0), (0, extra)), constant_values=-1)
+            self._term = np.pad(self._term, ((0, 0), (0, extra)), constant_values=NONE)
             self._coef = np.pad(self._coef, ((0, 0), (0, extra)))
         width = term.shape[1]
-        self._term[pivot], self._coef[pivot] = -1, 0.0
+        self._term[pivot], self._coef[pivot] = NONE, 0.0
         self._term[pivot, :width], self._coef[pivot, :width] = term, coef
         self._const[pivot] = rhs / lead
         self._solved[pivot] = True
@@ -145,7 +146,7 @@ def _merge(term: Ints, coef: Floats) -> tuple[Ints, Floats]:
             equal = (term[:, column] == term[:, column + 1]) & (term[:, column] >= 0)
             coef[:, column + 1] += np.where(equal, coef[:, column], 0.0)
             coef[:, column] = np.where(equal, 0.0, coef[:, column])
-    term = np.where(coef == 0.0, -1, term)
+    term = np.where(coef == 0.0, NONE, term)
     coef = np.where(term < 0, 0.0, coef)
     width = max(1, int((term >= 0).sum(axis=1).max(initial=0)))
     if term.shape[1] > width:

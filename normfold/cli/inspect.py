@@ -23,6 +23,6 @@ def inspect(source: str, state: State, json: bool, **asked: Any) -> None:
     record = Record()
     with reported(record, state, json=json, planned=True):
         loaded = load_model(source, record, asked)
-        from normfold.optimize import inspect as look
+        from normfold.pipeline import inspect as look
 
         look(loaded, record)

@@ -45,7 +45,7 @@ def optimize(source: str, state: State, json: bool, outputs: tuple[Path, ...], *
     the options for loading. Without -o the result is MODEL's-name.normfold.onnx for ONNX, .normfold.pt2 for torch.
     """
     from normfold.load import sniff
-    from normfold.optimize.options import Options, check_outputs, default_output
+    from normfold.pipeline.options import Options, check_outputs, default_output
     from normfold.record import Record
 
     record = Record()
@@ -72,7 +72,7 @@ def optimize(source: str, state: State, json: bool, outputs: tuple[Path, ...], *
             seconds=asked["seconds"],
         )
         loaded = load_model(source, record, asked)
-        from normfold.optimize import run
+        from normfold.pipeline import run
 
         run(loaded, options, record)
 

@@ -43,7 +43,9 @@ def node_text(node: Node) -> str:
     outputs = ", ".join(f"%{value.name}: {_type(value)}" for value in node.outputs)
     inputs = ", ".join(_operand(value) for value in node.inputs)
     attrs = ", ".join(f"{key}={_attr(node.attrs[key])}" for key in sorted(node.attrs))
-    return f"{outputs} = {node.kind}({inputs})" + (f" {{{attrs}}}" if attrs else "") + (f"  # {node.module}" if node.module else "")
+    return (
+        f"{outputs} = {node.kind}({inputs})" + (f" {{{attrs}}}" if attrs else "") + (f"  # {node.module}" if node.module else "")
+    )
 
 
 def to_text(graph: Graph) -> str:

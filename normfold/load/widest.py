@@ -13,6 +13,7 @@ from typing import Any, cast
 
 _SIZE = re.compile(r"L\['(\w+)'\](?:\[['\"]?(\w+)['\"]?\])*\.size\(\)\[(\d+)\]")
 _MULTIPLE = re.compile(r"\(?\s*\(?(.+?)\)? % (\d+)\)? == 0")
+_LEAST = re.compile(r"(?:\((-\d+)\) \+ )?(axis \d+ of \w+) >= (\d+)")
 _UNITY = re.compile(r"!= [01]\Z")  # sizes of 0 and 1 are never open
 
 
@@ -63,10 +64,15 @@ def fixes(guard: str) -> bool:
 def limits(guards: list[str]) -> list[str]:
     """The guards in words: ``axis 2 of image >= 3``."""
     told: list[str] = []
+    lowest: dict[str, int] = {}
     for guard in guards:
         text = _SIZE.sub(lambda found: f"axis {found[3]} of {found[1]}", guard.strip())
         if _UNITY.search(text):
             continue
-        multiple = _MULTIPLE.fullmatch(text)
-        told.append(f"{multiple[1]} a multiple of {multiple[2]}" if multiple else text)
-    return list(dict.fromkeys(told))
+        if least := _LEAST.fullmatch(text):
+            lowest[least[2]] = max(lowest.get(least[2], 0), int(least[3]) - int(least[1] or 0))
+        elif multiple := _MULTIPLE.fullmatch(text):
+            told.append(f"{multiple[1]} a multiple of {multiple[2]}")
+        else:
+            told.append(text)
+    return [*(f"{axis} >= {size}" for axis, size in lowest.items()), *dict.fromkeys(told)]

@@ -9,12 +9,12 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from onnx_models import I64, F, conv_bn, floats, info, model, run_ort, run_view
 
 from normfold.capture.onnx import from_onnx
 from normfold.capture.onnx_wire import FileTensor
 from normfold.graph import Graph, to_text
 from normfold.record import Record
+from onnx_models import I64, F, conv_bn, floats, info, model, run_ort, run_view
 
 GOLDEN = """\
 graph g(%x: float32[N, 3, 8, 8]) {

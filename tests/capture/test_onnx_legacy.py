@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import I64, F, floats, info, model, run_ort, run_view
 
 from normfold.capture.onnx import from_onnx
 from normfold.graph import Array, Node
+from onnx_models import I64, F, floats, info, model, run_ort, run_view
 
 IMAGE = (1, 4, 6, 6)
 Weights = dict[str, Array]

@@ -10,13 +10,13 @@ import onnx
 import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper
-from onnx_models import conv_bn, floats, info, model, run_ort
 
 from normfold.capture.onnx import from_onnx
 from normfold.capture.onnx_write import to_model
 from normfold.errors import InputRefused
 from normfold.export.to_onnx import proto_bytes
 from normfold.graph import Constant, Graph, Node, Value, to_text
+from onnx_models import conv_bn, floats, info, model, run_ort
 
 X = {"x": floats(2, 3, 8, 8, seed=7)}
 

@@ -17,9 +17,9 @@ from normfold.errors import CannotTell, NormfoldError, ResultDiffers
 from normfold.export.manifest import write_manifest
 from normfold.graph import Graph
 from normfold.load import Loaded
-from normfold.optimize.options import Options, check_outputs
-from normfold.optimize.rewriting import Outcome, rewrite, size_of, survey, undone
-from normfold.optimize.routes import Route, feeds_by_name, open_route
+from normfold.pipeline.options import Options, check_outputs
+from normfold.pipeline.rewriting import Outcome, rewrite, size_of, survey, undone
+from normfold.pipeline.routes import Route, feeds_by_name, open_route
 from normfold.record import Record, Refusal
 from normfold.rewrites.refusals import REFUSALS
 

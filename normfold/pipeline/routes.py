@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from normfold.errors import CannotTell, NormfoldError, UsageError
 from normfold.graph import Array, Graph
 from normfold.load import Loaded
-from normfold.optimize.options import Options
+from normfold.pipeline.options import Options
 from normfold.record import Record
 
 if TYPE_CHECKING:

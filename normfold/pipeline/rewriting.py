@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from normfold.detect import channel_count, find_norms
 from normfold.errors import UsageError
 from normfold.graph import Graph, NormSpec
-from normfold.optimize.options import Options
+from normfold.pipeline.options import Options
 from normfold.record import Applied, Finding, Refusal, Size
 from normfold.rewrites import Fate, Policy, rewrites
 from normfold.rewrites.refusals import REFUSALS, explain_unwired

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from normfold.errors import UsageError
-from normfold.optimize.options import Options, check_outputs, default_output
+from normfold.pipeline.options import Options, check_outputs, default_output
 
 
 @pytest.mark.parametrize(
