@@ -99,6 +99,8 @@ class _Builder:
 
     def build(self) -> Graph:
         graph, source = self.graph, self.model.graph
+        if self.model.ir_version > onnx.IR_VERSION:
+            self.record.warn(f"IR version {self.model.ir_version} is newer than this onnx package knows ({int(onnx.IR_VERSION)})")
         if self.opset > onnx.defs.onnx_opset_version():
             self.record.warn(f"opset {self.opset} is newer than this onnx package knows ({onnx.defs.onnx_opset_version()})")
         initializers = source.initializers

@@ -112,7 +112,9 @@ def read_proto(path: Path) -> tuple[onnx.ModelProto, list[Cut], Source]:
         small, cuts = source.read(0, source.size), []
     try:
         return onnx.ModelProto.FromString(small), cuts, source
-    except DecodeError:
+    except DecodeError as error:
+        if "Depth" in str(error):
+            raise InputRefused(f"{path} nests sub-graphs deeper than protobuf reads (100 messages): flatten it first") from None
         raise InputRefused(
             f"{path} is not an ONNX model, or a truncated one: expected a protobuf; fetch or export it again"
         ) from None

@@ -5,17 +5,16 @@ What the view did not change is not touched: nodes, names, metadata, sub-graphs,
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import onnx_ir as ir
 
 from normfold.capture.onnx import CAPTURED, OUTPUTS, CapturedNode, CapturedOutput
 from normfold.capture.onnx_check import all_nodes, subgraphs
+from normfold.capture.onnx_make import contradicts, equal, initializer, ir_shape, tensor
 from normfold.capture.onnx_shapes import onnx_type
 from normfold.capture.onnx_spell import Spelling, spell_attributes, spell_node, split_kind
 from normfold.capture.static import STATIC
-from normfold.graph import Array, Constant, Graph, Node, Shape, Value
+from normfold.graph import Constant, Graph, Node, Value
 
 
 def to_model(graph: Graph) -> ir.Model:
@@ -75,7 +74,7 @@ class _Writer:
         origin: ir.Value | None = value.origin
         if origin is not None and origin.name == value.name and origin.meta.get(CAPTURED) is const:
             return origin
-        made = _initializer(value.name, _tensor(const))
+        made = initializer(value.name, tensor(const))
         made.meta[CAPTURED] = const
         value.origin = made
         self.made.append(made)
@@ -143,8 +142,8 @@ class _Writer:
     def _output(self, value: Value, held: ir.Value) -> None:
         if held.name or value.uses or self.graph.is_output(value):  # an optional output that nobody reads stays absent
             held.name = value.name
-        if held.shape is not None and value.shape is not None and _contradicts(held.shape, value.shape):
-            held.shape = _ir_shape(value.shape)
+        if held.shape is not None and value.shape is not None and contradicts(held.shape, value.shape):
+            held.shape = ir_shape(value.shape)
         value.origin = held
         self.found[value] = held
 
@@ -172,7 +171,7 @@ class _Writer:
         for value, held in zip(node.outputs, made.outputs, strict=True):
             held.name = value.name
             held.type = None if value.dtype is None else ir.TensorType(onnx_type(value.dtype))
-            held.shape = None if value.shape is None or value.dtype is None else _ir_shape(value.shape)
+            held.shape = None if value.shape is None or value.dtype is None else ir_shape(value.shape)
             value.origin = held
             self.found[value] = held
         made.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs))
@@ -182,7 +181,7 @@ class _Writer:
     def _extra_inputs(self, node: Node, target: ir.Node, spelling: Spelling) -> None:
         """Parameters that the view holds as attributes and this opset reads as inputs."""
         for slot, array in spelling.inputs.items():
-            made = _initializer(self.graph.claim(f"{node.output.name}_in{slot}"), ir.Tensor(np.asarray(array, order="C")))
+            made = initializer(self.graph.claim(f"{node.output.name}_in{slot}"), ir.Tensor(np.asarray(array, order="C")))
             self.made.append(made)
             if slot >= len(target.inputs):
                 target.resize_inputs(slot + 1)
@@ -260,32 +259,6 @@ def _reads(node: ir.Node) -> list[ir.Value]:
     return values
 
 
-def _initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    tensor.name = name
-    sizes = [int(size) for size in tensor.shape.numpy()]
-    return ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(sizes), const_value=tensor)
-
-
-def _tensor(const: Constant) -> ir.TensorProtocol:
-    """The constant in its stored type; rounded when it is written, so that only one copy exists until then."""
-
-    def read() -> ir.Tensor[Array]:
-        return ir.Tensor(np.asarray(const.rounded().read(), order="C"))
-
-    return ir.LazyTensor(read, dtype=onnx_type(const.dtype), shape=ir.Shape(const.shape))
-
-
-def _ir_shape(shape: Shape) -> ir.Shape:
-    return ir.Shape(list(shape))
-
-
-def _contradicts(held: ir.Shape, shape: Shape) -> bool:
-    """True when what the model states of a value is no longer so."""
-    if len(held) != len(shape):
-        return True
-    return any(isinstance(old, int) and isinstance(new, int) and old != new for old, new in zip(held, shape, strict=True))
-
-
 def _bare(kind: str) -> str:
     """An old spelling that can be told by now is the same operation."""
     return kind.removeprefix("legacy::")
@@ -294,21 +267,10 @@ def _bare(kind: str) -> str:
 def _changed(node: Node, key: str, captured: CapturedNode) -> bool:
     """True when an attribute must be written: not where a constant that the node reads says it."""
     if key in captured.attrs:
-        return not _equal(captured.attrs[key], node.attrs[key])
+        return not equal(captured.attrs[key], node.attrs[key])
     slots = [slot for slot, (name, _) in STATIC.get(node.kind, {}).items() if name == key]
     given = node.input(slots[0]) if slots else None
     return given is None or given.const is None
-
-
-def _equal(left: Any, right: Any) -> bool:
-    if isinstance(left, np.ndarray) or isinstance(right, np.ndarray):
-        return (
-            isinstance(left, np.ndarray)
-            and isinstance(right, np.ndarray)
-            and left.dtype == right.dtype
-            and np.array_equal(left, right)
-        )
-    return bool(left == right)
 
 
 def _refresh_kernel(node: Node, origin: ir.Node) -> None:

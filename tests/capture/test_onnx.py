@@ -381,3 +381,9 @@ def test_a_newer_opset_is_accepted_and_it_is_said() -> None:
     )
     assert graph.opset == newer
     assert any("newer" in text for text in record.warnings)
+
+
+def test_a_newer_ir_version_is_accepted_and_it_is_said() -> None:
+    record = Record()
+    from_onnx(conv_bn(ir=int(onnx.IR_VERSION) + 1), record=record)
+    assert ["IR version" in text for text in record.warnings] == [True]

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from normfold.capture import onnx_check
 from normfold.capture.onnx import from_onnx
-from normfold.capture.onnx_wire import fields, read_proto, scan
+from normfold.capture.onnx_wire import fields, read_proto, scan, tag
 from normfold.capture.tidy import tidy
 from normfold.errors import InputRefused
 from normfold.record import Record
@@ -222,6 +222,17 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with pytest.raises(InputRefused):
         from_onnx(path)
+
+
+def test_sub_graphs_nested_too_deep_are_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph([relu("x")], "g", [], [info("y", [2])]).SerializeToString()
+    for _ in range(40):
+        attribute = tag(6, len(graph)) + graph
+        node = tag(5, len(attribute)) + attribute
+        graph = tag(1, len(node)) + node
+    (tmp_path / "m.onnx").write_bytes(tag(7, len(graph)) + graph)
+    with pytest.raises(InputRefused, match="nests sub-graphs"):
+        from_onnx(tmp_path / "m.onnx")
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
