@@ -128,7 +128,7 @@ def _dtype(meta: Any) -> np.dtype[Any]:
 
 def _fits(name: str, value: Any, meta: Any) -> None:
     if not hasattr(meta, "shape"):
-        raise UsageError(f"input {name!r} of the program is not a tensor, it was fixed at {meta!r} when exporting; leave it out")
+        raise UsageError(f"an input of the program is no tensor, it was fixed at {name!r} when exporting; leave it out")
     fixed = [size if isinstance(size, int) else None for size in meta.shape]
     if len(fixed) != value.ndim or any(size is not None and size != got for size, got in zip(fixed, value.shape, strict=True)):
         declared = "x".join("?" if size is None else str(size) for size in fixed)

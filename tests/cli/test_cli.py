@@ -21,7 +21,7 @@ import sys, time, types
 import normfold
 from normfold.errors import *
 from normfold.record import *
-pipeline = sys.modules.get("normfold.pipeline") or __import__("importlib").import_module("normfold.optimize")
+import normfold.pipeline as pipeline
 def run(loaded, options, record):
     record.objective = options.objective
     record.findings.append(Finding("bn", "batch", "BatchNormalization", "bn", (), 4, outcome="deleted", into=["conv.weight"]))

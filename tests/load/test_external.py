@@ -173,3 +173,21 @@ def test_tensors_are_found_everywhere() -> None:
     model = oh.make_model(outer, functions=[oh.make_function("d", "F", [], ["f"], body, [oh.make_opsetid("", 20)])])
     names = {item.name for _, item in tensors_of(model)}
     assert names == {"outer_init", "middle_init", "inner_init", "constant", "values", "indices", "in_function"}
+
+
+def test_tensors_in_lists_and_in_files_of_ir_1_are_found() -> None:
+    def tensor(name: str) -> onnx.TensorProto:
+        return oh.make_tensor(name, FLOAT, [1], [0.0])
+
+    y = oh.make_tensor_value_info("y", FLOAT, [1])
+    inner = oh.make_graph([], "inner", [], [], [tensor("deep")])
+    indices = oh.make_tensor("indices", onnx.TensorProto.INT64, [1], [0])
+    node = onnx.NodeProto(op_type="Odd", output=["y"])
+    node.attribute.add(name="ts", type=9).tensors.extend([tensor("listed")])
+    node.attribute.add(name="gs", type=10).graphs.append(inner)
+    node.attribute.add(name="s", type=11).sparse_tensor.CopyFrom(oh.make_sparse_tensor(tensor("one"), indices, [4]))
+    node.attribute.add(name="ss", type=12).sparse_tensors.append(oh.make_sparse_tensor(tensor("many"), indices, [4]))
+    node.attribute.add(name="untyped").t.CopyFrom(tensor("old"))
+    node.attribute.add(name="untyped_graph").g.CopyFrom(oh.make_graph([], "g", [], [], [tensor("old_deep")]))
+    model = oh.make_model(oh.make_graph([node], "g", [], [y]))
+    assert {item.name for _, item in tensors_of(model)} == {"listed", "deep", "one", "many", "indices", "old", "old_deep"}

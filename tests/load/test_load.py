@@ -401,3 +401,42 @@ def test_torchscript_of_the_zoo_is_refused_with_what_to_do(shared: Path) -> None
 def test_onnx_files_of_the_zoo(shared: Path) -> None:
     feeds = load(shared / "zoo" / "ultraface" / "version-RFB-320.onnx", record=Record()).feeds
     assert {name: array.shape for name, array in feeds[0].items()} == {"input": (1, 3, 240, 320)}
+
+
+def test_a_program_without_example_inputs_gets_some_by_its_sizes(program: Path) -> None:
+    import torch.export
+
+    live = torch.export.load(program)
+    live.example_inputs = None
+    image, ids = load(live, record=Record()).calls[0][0]
+    assert (image.shape[1], image.dtype, ids.dtype) == (3, torch.float32, torch.int64)
+    assert image.shape[0] == ids.shape[0] >= 2
+    fixed = torch.export.export(Scaled(), (torch.ones(2), 3))
+    with pytest.raises(UsageError, match="fixed at 3 when exporting"):
+        load(fixed, inputs=["2", "2"], record=Record())
+
+
+class Scaled(nn.Module):
+    def forward(self, image: torch.Tensor, factor: int) -> torch.Tensor:
+        return image * factor
+
+
+def test_data_and_calls_for_a_program(program: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", np.ones((4, 3), np.float32), ids=np.arange(4))
+    image, ids = load(program, data=tmp_path / "d.npz", record=Record()).calls[0][0]
+    assert torch.equal(image, torch.ones(4, 3))
+    assert torch.equal(ids, torch.arange(4))
+    call = ((torch.ones(3, 3), torch.arange(3)), {})
+    assert load(program, calls=[call], record=Record()).calls == [call]
+
+
+def test_bfloat16_models_get_bfloat16_inputs() -> None:
+    (image,), _ = load(network().bfloat16(), inputs=["2x3x8x8"], record=Record()).calls[0]
+    assert image.dtype == torch.bfloat16
+
+
+def test_a_script_module_is_refused() -> None:
+    with pytest.warns(DeprecationWarning, match="script"):
+        scripted = torch.jit.script(nn.ReLU())
+    with pytest.raises(UsageError, match="a ScriptModule is not accepted"):
+        load(scripted, inputs=["1"], record=Record())
