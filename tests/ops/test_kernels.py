@@ -14,8 +14,8 @@ import onnx.helper
 import onnx.reference
 import onnxruntime
 import pytest
-from kernel_cases import CASES, Case
 
+from kernel_cases import CASES, Case
 from normfold.errors import CannotTell
 from normfold.graph import Graph, Node
 from normfold.ops import kernels
