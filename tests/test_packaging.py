@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "scipy", "sklearn", "sympy")
+BASH, PYTHON = "#!/usr/bin/env bash\n", "#!/usr/bin/env python3\n"
 DISTRIBUTION = {"google": "protobuf"}  # import name -> distribution, where they differ
 
 
@@ -38,6 +39,11 @@ def _tracked(root: Path) -> list[Path]:
     if done.returncode:
         pytest.skip("not a git checkout: nothing says which files are tracked")
     return [path for name in done.stdout.split("\0") if name and (path := root / name).is_file()]
+
+
+def _tools(root: Path) -> list[Path]:
+    """The commands of tools/: the files without a suffix."""
+    return [path for path in (root / "tools").iterdir() if path.is_file() and not path.suffix]
 
 
 def _loaded_by(code: str) -> list[str]:
@@ -117,7 +123,7 @@ def test_what_the_package_imports_is_what_it_declares(root: Path, project: dict[
 
 
 def test_torch_load_never_unpickles(root: Path) -> None:
-    scripts = [root / "tools" / name for name in ("accuracy", "bench", "train")]
+    scripts = [path for path in _tools(root) if path.read_text(encoding="utf-8").startswith(PYTHON)]
     for path in (*(root / "normfold").rglob("*.py"), *(root / "models").glob("*.py"), *scripts):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
@@ -141,8 +147,8 @@ def test_no_tracked_file_is_large(root: Path) -> None:
 
 
 def test_the_tools_can_be_run(root: Path) -> None:
-    tools = [path for path in (root / "tools").iterdir() if path.is_file() and not path.suffix]
+    tools = _tools(root)
     assert {path.name for path in tools} >= {"accuracy", "bench", "check", "demo", "test", "train"}
     for path in (*tools, root / ".ci" / "run"):
         assert path.stat().st_mode & 0o111, f"{path.name} is not executable"
-        assert path.read_text(encoding="utf-8").startswith(("#!/usr/bin/env bash\n", "#!/usr/bin/env python3\n"))
+        assert path.read_text(encoding="utf-8").startswith((BASH, PYTHON))
