@@ -94,7 +94,8 @@ def _harmless(node: Node, key: str, value: Any) -> bool:
     if key == "dilations":
         return all(item == 1 for item in value)
     if key == "axes" and node.kind == "Pad":
-        rank = node.inputs[0].rank if node.inputs[0] is not None else None
+        x = node.input(0)
+        rank = None if x is None else x.rank
         return rank is not None and value == tuple(range(rank))
     if key == "steps" and node.kind == "Slice":
         return all(item == 1 for item in value)
@@ -115,7 +116,7 @@ def _held(node: Node, slot: int, value: Any) -> bool:
 
 
 def _array(node: Node, key: str, value: Any) -> Array:
-    x = node.inputs[0]
+    x = node.input(0)
     if key in ("min", "max", "constant_value"):
         dtype = x.dtype if x is not None and x.dtype is not None else np.dtype(np.float32)
         return np.asarray(value, dtype=dtype).reshape(())

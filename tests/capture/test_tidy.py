@@ -412,3 +412,35 @@ def test_a_hand_built_view_without_adapter_is_tidied() -> None:
     graph = b.output(b.op("Relu", b.op("Identity", y, shape=("N", 4)), shape=("N", 4)))
     assert tidy(graph) == Tidied(folded=1, bypassed=1)
     assert [node.kind for node in graph.validate().nodes] == ["Add", "Relu"]
+
+
+@pytest.mark.parametrize(
+    "kind, operands, attrs, folds",
+    [
+        ("Add", [(4096, 1), (1, 4096)], {}, False),
+        ("Add", [(8, 1), (1, 8)], {}, True),
+        ("Add", [(3,), (4,)], {}, False),
+        ("Expand", [(1, 1)], {"shape": (4096, 4096)}, False),
+        ("Expand", [(1, 1)], {"shape": (4, 4)}, True),
+        ("ConstantOfShape", [], {"shape": (4096, 4096)}, False),
+        ("Gather", [(4096, 4096), "indices"], {"axis": 0}, True),
+        ("Transpose", [(4, 5)], {"perm": (1, 0)}, True),
+        ("Tile", [(4, 5)], {"repeats": (2, 2)}, False),
+    ],
+)
+def test_where_the_size_of_the_result_is_not_told_a_bound_is(
+    kind: str, operands: list[Any], attrs: dict[str, Any], folds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+    real = module.evaluate
+    monkeypatch.setattr(module, "evaluate", lambda node, arrays: computed.append(node.kind) or real(node, arrays))
+    graph = Graph()
+    x = graph.value("x", (2,), np.float32)
+    graph.inputs.append(x)
+    arrays = [np.arange(8) if item == "indices" else np.zeros(item, np.float32) for item in operands] or [np.array([4096, 4096])]
+    inputs: list[Value | None] = [graph.constant("c", array) for array in arrays]
+    made = graph.append(Node(kind, inputs, [graph.value("made", None, np.float32)], attrs)).output
+    graph.outputs.append(graph.append(Node("Fancy", [x, made], [graph.value("y")])).output)
+    tidy(graph)
+    assert bool(computed) == folds
+    assert [node.kind for node in graph.nodes] == ([] if folds else [kind]) + ["Fancy"]

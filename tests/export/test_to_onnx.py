@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from normfold.capture.onnx import from_onnx
 from normfold.capture.onnx_write import to_model
 from normfold.errors import UsageError
-from normfold.export import onnx_stream, to_onnx
+from normfold.export import onnx_stream, onnx_tasks, to_onnx
 from normfold.export.atomic import write_files
 from normfold.export.to_onnx import check, proto_bytes, save_onnx, simplify
 from normfold.graph import Graph
@@ -258,6 +258,7 @@ def test_written_files_are_checked_by_onnx_and_loaded_by_the_runtime(tmp_path: P
     onnx.save(conv_bn(), tmp_path / "good.onnx")
     result = check(tmp_path / "good.onnx")
     assert result.passed
+    assert (onnx_tasks.check(str(tmp_path / "good.onnx")), onnx_tasks.load(str(tmp_path / "good.onnx"))) == ("", "")
     assert (result.checker, result.runtime) == ("", "")
 
 
@@ -265,6 +266,7 @@ def test_what_the_checker_or_the_runtime_dislike_is_told(tmp_path: Path) -> None
     proto = conv_bn()
     proto.graph.node[2].op_type = "NoSuchOp"
     onnx.save(proto, tmp_path / "bad.onnx")
+    assert "NoSuchOp" in onnx_tasks.check(str(tmp_path / "bad.onnx")) + onnx_tasks.load(str(tmp_path / "bad.onnx"))
     result = check(tmp_path / "bad.onnx")
     assert not result.passed
     assert "NoSuchOp" in result.checker
