@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.capture.program_refusals import cloned, line, refusal
 from normfold.errors import InputRefused
+from normfold.load.widest import widest
 from normfold.record import Record
 
 TRAINING_WARNING = "the model was in training mode; captured in eval mode"
@@ -61,10 +62,15 @@ def export_module(
         record.warn(f"{name} is parametrized; its present value was baked in")
     with _quiet(), torch.no_grad():
         try:
-            exported = torch.export.export(twin, tuple(args), kwargs or None, dynamic_shapes=dynamic_shapes, strict=False)
+            exported, limits = widest(
+                lambda shapes: torch.export.export(twin, tuple(args), kwargs or None, dynamic_shapes=shapes, strict=False),
+                dynamic_shapes,
+            )
             program = functional(exported)
         except Exception as error:
             raise refusal(error, twin, args, kwargs) from error
+        for limit in limits:
+            record.warn(f"an open size has a limit: {limit}")
         if _has_hooks(twin):
             _check_hooks(program, twin, args, kwargs)
     _name_dims(program, args, kwargs, dynamic_shapes)

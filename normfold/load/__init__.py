@@ -88,6 +88,7 @@ def load(
         with open(path, "rb") as file:
             loaded.sha256 = record.source_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     _inputs(loaded, asked, record)
+    loaded.own_inputs = bool(asked.data or asked.inputs_from or asked.calls)
     return loaded
 
 

@@ -25,6 +25,7 @@ class Loaded:
     calls: example calls of a torch model.  The first serves to export it (its dynamic sizes are at least 2, as torch.export
       wants); the last is the caller's own, to measure with.
     feeds: example inputs of an ONNX model; empty when its sizes are not known.
+    own_inputs: the example inputs are the caller's own data, not made up from shapes.
     dynamic: `dynamic_shapes` for torch.export.export, None when all sizes are fixed.
     sha256: of the file, "" for a live object.
     """
@@ -41,3 +42,4 @@ class Loaded:
     calls: list[Call] = field(default_factory=list[Call])
     feeds: list[Feed] = field(default_factory=list[Feed])
     dynamic: Any = None
+    own_inputs: bool = False

@@ -80,8 +80,7 @@ def _wire_add(node: Node, w: Wiring) -> None:
     assert x is not None and y.rank is not None
     k = spread(collapse(constant), y.rank)
     scale, x_shift = raise_rank(w.of(x).scale, y.rank), raise_rank(w.of(x).shift, y.rank)
-    axes = {*varying(x_shift), *varying(k)}
-    shape = w.fresh_shape(y, axes)
+    shape = w.fresh_shape(y, _shift_axes(x_shift, k))
     if shape is None:
         shape = x_shift.shape
     w.set(y, scale, w.system.new_shifts(shape))
@@ -91,6 +90,16 @@ def _wire_add(node: Node, w: Wiring) -> None:
         sign = -1.0 if node.kind == "Sub" else 1.0
         w.layer(AffineLayer("add", node, slot, x, y, np.ones((1,) * y.rank), sign * k))
     return None
+
+
+def _shift_axes(x_shift: Ints, k: Floats) -> set[int]:
+    """Axes along which the sum's shift may vary: those of x; where x cannot move, those of K, or its channels alone.
+
+    More axes would be allowed (K absorbs any shift), but no linear layer behind could take them up.
+    """
+    if varying(x_shift) or len(varying(k)) <= 1:
+        return set(varying(x_shift) or varying(k))
+    return {1} if k.ndim > 3 else {k.ndim - 1}
 
 
 def _absorb_add(node: Node, g: Regauge) -> None:

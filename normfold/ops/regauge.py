@@ -75,7 +75,7 @@ class Regauge:
         key = (old, hashlib.blake2b(np.ascontiguousarray(array).data).digest() if shared else b"")
         new = self._made.get(key)
         if new is None or not shared:
-            new = self.graph.derived(old, np.ascontiguousarray(array))
+            new = self.graph.derived(old, np.asarray(array, order="C"))
             self._made[key] = new
         self.graph.set_input(node, slot, new)
         self.changed.setdefault(node, []).append(old.param or old.name)

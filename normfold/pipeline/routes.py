@@ -24,6 +24,7 @@ class Route(Protocol):
 
     graph: Graph
     default: str
+    loaded: Loaded
 
     def examples(self) -> list[dict[str, Array]]:
         """Example inputs by the view's names; the last is the caller's own."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normfold.capture.tidy import tidy
 from normfold.errors import CannotTell, NormfoldError, ResultDiffers
@@ -23,7 +23,11 @@ from normfold.pipeline.routes import Route, feeds_by_name, open_route
 from normfold.record import Record, Refusal
 from normfold.rewrites.refusals import REFUSALS
 
+if TYPE_CHECKING:
+    from normfold.verify import Feed
+
 PACKAGES = ("normfold", "torch", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "numpy")
+CONFIDENCE = 0.99  # a verdict "slower" undoes the fold, so it must not be drawn from noise
 
 
 @dataclass
@@ -151,13 +155,12 @@ def _check(result: Result, outcome: Outcome, suffix: str, folder: Path, options:
 
 def _judge(result: Result, outcome: Outcome, path: Path, options: Options) -> None:
     """All gates on the written file.  Raises ResultDiffers or CannotTell."""
-    from normfold.verify import feeds, judge
+    from normfold.verify import judge
 
     route, record = result.route, result.record
     if path.suffix == ".onnx":
         _load_check(path)
-    examples = route.examples()
-    inputs = feeds(route.graph, examples=examples[-1:])
+    inputs = _feeds(route)
     budget = options.proof_seconds
     judgement = judge(route.graph, outcome.graph, route.original(), route.result(path), inputs, budget=budget)
     record.comparisons += judgement.comparisons
@@ -177,6 +180,14 @@ def _judge(result: Result, outcome: Outcome, path: Path, options: Options) -> No
         failed = [item for item in judgement.comparisons if not item.passed]
         detail = f" ({failed[0].subject}: {failed[0].where})" if failed else ""
         raise CannotTell(f"the result could not be judged{detail}; nothing was written. --no-verify writes it without proof")
+
+
+def _feeds(route: Route) -> list[Feed]:
+    """What to compare on: the caller's own data first, then the input families."""
+    from normfold.verify import feeds
+
+    examples = route.examples()[-1:]
+    return feeds(route.graph, data=examples) if route.loaded.own_inputs else feeds(route.graph, examples=examples)
 
 
 def _load_check(path: Path) -> None:
@@ -204,10 +215,10 @@ def _simplified(result: Result, path: Path, folder: Path, options: Options) -> b
     target = folder / "simplified.onnx"
     target.write_bytes(data)
     if options.verify:
-        from normfold.verify import feeds, judge
+        from normfold.verify import judge
 
         try:
-            inputs = feeds(route.graph, examples=route.examples()[-1:])
+            inputs = _feeds(route)
             judged = judge(route.graph, None, route.original(), route.result(target), inputs, budget=options.proof_seconds / 4)
         except NormfoldError as error:
             record.warn(f"the onnxsim step was left out: {error}")
@@ -220,7 +231,7 @@ def _simplified(result: Result, path: Path, folder: Path, options: Options) -> b
 
 def _time(route: Route, folder: Path, options: Options, record: Record) -> None:
     """Latency before and after on ONNX Runtime's default level, one thread."""
-    from normfold.profile.sessions import compare_onnx
+    from normfold.profile.sessions import compare_onnx, onnx_session
 
     examples = route.examples()
     if not examples:
@@ -230,11 +241,8 @@ def _time(route: Route, folder: Path, options: Options, record: Record) -> None:
     if pair is None:
         return
     try:
-        import onnxruntime
-
-        session = onnxruntime.InferenceSession(str(pair[0]), providers=["CPUExecutionProvider"])
-        feeds = feeds_by_name([item.name for item in session.get_inputs()], examples[-1])
-        record.timings.append(compare_onnx(*pair, feeds, seconds=options.seconds))
+        feeds = feeds_by_name([item.name for item in onnx_session(pair[0]).get_inputs()], examples[-1])
+        record.timings.append(compare_onnx(*pair, feeds, seconds=options.seconds, confidence=CONFIDENCE))
     except NormfoldError as error:
         record.note(f"not timed: {error}")
 

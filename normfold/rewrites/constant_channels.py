@@ -128,7 +128,7 @@ def _set_linear(node: Node, graph: Graph, weight: Floats, more_bias: Floats) -> 
     shaped = weight.reshape(old.const.shape) if node.kind == "Conv" else weight[:, :, 0]
     if node.kind == "Gemm" and not node.attrs.get("transB", 0):
         shaped = shaped.T
-    graph.set_input(node, 1, graph.derived(old, np.ascontiguousarray(shaped)))
+    graph.set_input(node, 1, graph.derived(old, np.asarray(shaped, order="C")))
     if bias is not None and bias.const is not None:
         graph.set_input(node, 2, graph.derived(bias, bias.const.float64() + more_bias))
     elif more_bias.any():

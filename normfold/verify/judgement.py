@@ -15,7 +15,7 @@ from normfold.verify.blind import behind, made_up
 from normfold.verify.certificate import certify
 from normfold.verify.evaluate import run
 from normfold.verify.inputs import Feed
-from normfold.verify.noise import perturbed, unit
+from normfold.verify.noise import perturbed, perturbed_feed, unit
 from normfold.verify.runtimes import Runner
 
 Verdict = Literal["same", "different", "cannot tell"]
@@ -201,13 +201,22 @@ class _One:
 
         judged = runtimes()
         if any(gates.doubtful(item) for item in judged) and all(item.passed or gates.doubtful(item) for item in judged):
-            noise += self._noise(feed, given, range(self.draws, self.draws + MORE))
+            # A norm of a constant input divides rounding by rounding: what an ulp of the input does belongs to the noise.
+            noise += self._noise(feed, given, range(self.draws, self.draws + MORE), inputs=True)
             judged = runtimes()
         return found + judged
 
-    def _noise(self, feed: Feed, given: dict[str, Array], draws: range) -> list[dict[str, Array]]:
-        """The original's outputs for perturbed parameters."""
-        return [run(self.before, feed.arrays, constants=perturbed(self.seed + draw), given=given) for draw in draws]
+    def _noise(self, feed: Feed, given: dict[str, Array], draws: range, *, inputs: bool = False) -> list[dict[str, Array]]:
+        """The original's outputs for perturbed parameters, and with `inputs` for inputs perturbed alike."""
+        return [
+            run(
+                self.before,
+                perturbed_feed(feed.arrays, self.seed + draw) if inputs else feed.arrays,
+                constants=perturbed(self.seed + draw),
+                given=given,
+            )
+            for draw in draws
+        ]
 
     def _artefact(
         self, feed: Feed, reference: dict[str, Array], noise: list[dict[str, Array]], given: dict[str, Array]

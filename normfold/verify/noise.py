@@ -43,6 +43,14 @@ def perturbed(seed: int, dtype: np.dtype[Any] | None = None) -> Constants:
     return read
 
 
+def perturbed_feed(arrays: Mapping[str, Array], seed: int) -> dict[str, Array]:
+    """Inputs each moved by a random part of half an ulp of their own type; zeros and integers stay."""
+    return {
+        name: _moved(array.astype(np.float64), array.dtype, seed, name) if is_float(array.dtype) else array
+        for name, array in arrays.items()
+    }
+
+
 def _moved(array: Array, dtype: np.dtype[Any], seed: int, name: str) -> Array:
     if dtype not in _PRECISION or not is_float(array.dtype) or not array.size:
         return array

@@ -77,6 +77,13 @@ def test_a_free_tree_whose_end_is_far_off_is_centred_by_a_power_of_two() -> None
     assert 0.1 < np.exp(np.log(values[1:]).mean()) < 10
 
 
+def test_the_end_of_a_free_tree_is_one_even_when_its_root_is_far_off() -> None:
+    ratios = Ratios(7)
+    ratios.join(np.array([1, 2, 3, 4, 6]), np.full(5, 5), 2.0**60)
+    values = ratios.solution()
+    assert values[6] == 1.0 and values[1] == 1.0 and values[5] == 2.0**-60
+
+
 @given(st.lists(st.tuples(st.integers(1, 19), st.integers(1, 19)), max_size=40), st.integers(0, 2**32 - 1))
 def test_any_order_of_true_relations_is_consistent(pairs: list[tuple[int, int]], seed: int) -> None:
     """Relations read off true values never contradict, whatever trees they build; a false one on a known pair always does."""

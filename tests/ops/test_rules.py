@@ -393,6 +393,18 @@ def test_constant_arithmetic_in_any_operand_order(kind: str, constant_first: boo
         assert fates["bn"].outcome == ("deleted" if per_channel or kind in ("Add", "Sub") else "shift")
 
 
+@pytest.mark.parametrize("kind", ["Add", "Sub"])
+@pytest.mark.parametrize("constant_first", [False, True])
+def test_a_constant_that_stays_takes_up_the_shift_of_the_norm_before_it(kind: str, constant_first: bool) -> None:
+    b = Builder()
+    x = b.op("Sigmoid", b.input("x", IMAGE), shape=IMAGE)
+    y = b.bn(x, signed=True, name="bn")
+    k = b.const(b.rng.standard_normal((6, 6)))  # varies over space: it stays
+    y = b.op(kind, *((k, y) if constant_first else (y, k)), shape=IMAGE, name="k")
+    b.output(b.conv(b.op("MaxPool", b.relu(b.conv(y, 4)), shape=("N", 4, 3, 3), pads=(0,) * 4, **POOL), 3))
+    assert judged(b.graph)["bn"].outcome == "deleted"
+
+
 def test_width_equal_to_channels_is_no_reason_to_fold() -> None:
     """Known wrong answer 7: Mul by a vector on the last axis when W == C."""
     b = Builder()
