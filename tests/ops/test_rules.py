@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from build import Builder
-from judge import judged, rewritten
+from judge import feeds_for, judged, rewritten
 from normfold.graph import Value
 
 IMAGE = ("N", 4, 6, 6)
@@ -116,6 +116,31 @@ def test_matmul_takes_a_scale_and_gets_an_add_only_when_asked(on_right: bool) ->
     assert result.fates[0].outcome == "deleted" and result.inserted == {"Add": 1}
     kept = judged(graph().graph, "latency")["bn"]
     assert kept.outcome == "kept" and kept.refusal is not None and kept.refusal.code == "needs-bias"
+
+
+@pytest.mark.parametrize("on_right", [True, False])
+def test_bn_goes_into_the_matmul_behind(on_right: bool) -> None:
+    b = Builder()
+    shape = ("N", 5) if on_right else ("N", 5, 4)
+    y = b.bn(b.op("Sigmoid", b.input("x", shape), shape=shape), signed=True, name="bn")
+    y = b.op("MatMul", y, b.weight(5, 3), shape=("N", 3)) if on_right else b.op("MatMul", b.weight(3, 5), y, shape=("N", 3, 4))
+    b.output(y)
+    result = rewritten(b.graph, "norms")
+    assert result.fates[0].outcome == "deleted" and result.inserted == {"Add": 1}
+
+
+def test_a_norm_that_stays_takes_up_the_norms_around_it() -> None:
+    from normfold.rewrites import affine
+    from normfold.rewrites.rewrite import Policy
+    from normfold.verify.certificate import certificate
+
+    b = Builder()
+    y = b.bn(b.op("Sigmoid", b.input("x", IMAGE), shape=IMAGE), signed=True, name="first")
+    y = b.bn(b.bn(y, signed=True, name="stays"), signed=True, name="last")
+    b.output(b.op("Sigmoid", y, shape=IMAGE))
+    result = affine.run(b.graph, Policy("norms", keep=lambda label: label == "stays"))
+    assert [fate.outcome for fate in result.fates] == ["deleted", "kept", "deleted"]
+    assert all(item.passed for item in certificate(b.graph, result.graph, feeds_for(b.graph)))
 
 
 def test_linear_on_features_then_bn_on_axis_1_never_folds_into_the_features() -> None:
