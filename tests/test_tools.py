@@ -42,6 +42,7 @@ def calls(env: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(env, "_make", make)
     monkeypatch.setattr(env, "_install", lambda folder: calls.append(f"install {folder.name}"))
+    monkeypatch.setattr(env, "_complete", lambda python: False)
     return calls
 
 
@@ -85,12 +86,26 @@ def test_a_failed_installation_is_tried_again(env: ModuleType, calls: list[str],
     assert calls == ["make .venv", "install again"]
 
 
-def test_an_interpreter_that_has_the_checkout_is_used(
-    env: ModuleType, calls: list[str], root: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("active", [False, True])
+def test_what_has_the_checkout_is_used_as_it_is(
+    env: ModuleType, calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, active: bool
 ) -> None:
-    monkeypatch.setattr(env, "ROOT", root)
-    assert env.ready() == Path(sys.executable)
+    python = Path(sys.executable)
+    if active:
+        python = _fake(tmp_path / "mine")
+        monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "mine"))
+    monkeypatch.setattr(env, "_complete", lambda asked: asked == python)
+    assert env.ready() == python
     assert calls == []
+    assert not (tmp_path / "mine" / ".normfold-stamp").exists()
+
+
+def test_complete_means_this_checkout(env: ModuleType, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not env._complete(Path(sys.executable))  # ROOT is another checkout here
+    monkeypatch.setattr(env, "ROOT", root)
+    assert env._complete(Path(sys.executable))
+    monkeypatch.setattr(env, "NAMES", ("torch", "no_such_package"))
+    assert not env._complete(Path(sys.executable))
 
 
 def test_an_old_interpreter_is_told(env: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -107,9 +122,8 @@ def test_an_old_interpreter_finds_a_newer_one(env: ModuleType, monkeypatch: pyte
     assert env._base_python() == str(tmp_path / "python3.13")
 
 
-def _run(root: Path, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    environ = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHON": sys.executable, **variables}
-    return subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True)
+def _run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, cwd=root, env={**os.environ, "PYTHON": sys.executable}, capture_output=True, text=True)
 
 
 def test_the_demo_names_the_models_there_are(root: Path) -> None:

@@ -3,9 +3,10 @@
 As a program (`python3 tools/_env.py`) it prints the path of an interpreter that has normfold and its test extra; what pip says
 goes to stderr.  Python tools call `enter()`, which starts them again under that interpreter where needed.
 
-Which environment: the active virtual environment; else the interpreter at hand if this checkout is already installed in it;
-else `.venv` in the checkout, made when there is none.  A stamp in the environment makes the second call a matter of
-milliseconds; it is renewed when pyproject.toml or constraints.txt changes.
+Which environment: the active virtual environment, else the interpreter at hand, as they are where this checkout is already
+installed; else the active one, or `.venv` in the checkout (made when there is none), with everything at the pinned releases.
+A stamp in an environment that was filled here makes the second call quick; it is renewed when pyproject.toml or
+constraints.txt changes.
 
 Only the standard library, and nothing newer than Python 3.8: this runs before anything is installed.
 """
@@ -13,7 +14,6 @@ Only the standard library, and nothing newer than Python 3.8: this runs before a
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -23,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = (3, 11)
 STAMP = ".normfold-stamp"
+NAMES = ("torch", "pytest", "hypothesis", "sklearn", "importlinter")  # a few of what only a complete installation has
 
 
 def _fail(message: str) -> None:
@@ -55,12 +56,11 @@ def _active() -> Path | None:
     return Path(active) if active and _interpreter(Path(active)).exists() else None
 
 
-def _installed_here() -> bool:
-    """True when the running interpreter, outside any virtual environment, has this checkout and its test extra."""
-    spec = importlib.util.find_spec("normfold")
-    if spec is None or spec.origin is None or Path(spec.origin).resolve().parent != ROOT / "normfold":
-        return False
-    return all(importlib.util.find_spec(name) for name in ("torch", "pytest", "hypothesis", "sklearn", "importlinter"))
+def _complete(python: Path) -> bool:
+    """True when `python` has this checkout and its test extra, whatever put them there."""
+    code = f"from importlib.util import find_spec; assert all(map(find_spec, {NAMES})); print(find_spec('normfold').origin)"
+    where = _quiet(python, code)
+    return where is not None and Path(where).resolve().parent == ROOT / "normfold"
 
 
 def _base_python() -> str:
@@ -96,14 +96,14 @@ def _install(env: Path) -> None:
 def ready() -> Path:
     """The interpreter of an environment in which everything is installed."""
     env = _active()
+    python = Path(sys.executable) if env is None else _interpreter(env)
+    if (env is None or not (env / STAMP).exists()) and _complete(python):
+        return python
     if env is None:
-        if _installed_here():
-            return Path(sys.executable)
         env = ROOT / ".venv"
         if not _interpreter(env).exists():
             _make(env)
-    stamp = env / STAMP
-    wanted = _fingerprint()
+    stamp, wanted = env / STAMP, _fingerprint()
     if not stamp.exists() or stamp.read_text() != wanted:
         _install(env)
         stamp.write_text(wanted)
