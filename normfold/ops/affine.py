@@ -93,13 +93,8 @@ def _wire_add(node: Node, w: Wiring) -> None:
 
 
 def _shift_axes(x_shift: Ints, k: Floats) -> set[int]:
-    """Axes along which the sum's shift may vary: those of x; where x cannot move, those of K, or its channels alone.
-
-    More axes would be allowed (K absorbs any shift), but no linear layer behind could take them up.
-    """
-    if varying(x_shift) or len(varying(k)) <= 1:
-        return set(varying(x_shift) or varying(k))
-    return {1} if k.ndim > 3 else {k.ndim - 1}
+    """Axes along which the sum's shift may vary: those of x; those of K where x cannot move (preprocessing)."""
+    return set(varying(x_shift) or varying(k))
 
 
 def _absorb_add(node: Node, g: Regauge) -> None:

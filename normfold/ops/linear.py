@@ -26,8 +26,9 @@ def _foldable(node: Node, graph: Graph, weight: int = 1, bias: int = 2) -> bool:
 
 def _wire_conv(node: Node, w: Wiring) -> None:
     x, weight, y = node.inputs[0], node.inputs[1], node.output
-    if x is None or weight is None or not _foldable(node, w.graph) or not w.along_only(x, 1):
+    if x is None or weight is None or not _foldable(node, w.graph):
         return w.pin_node(node)
+    w.even_out(x, {1})
     if node.kind == "ConvTranspose":
         # Even without padding a constant input gives one output per phase and border.
         w.zero_shift(x, "transposed-conv", node)
@@ -68,8 +69,7 @@ def _wire_gemm(node: Node, w: Wiring) -> None:
     if x is None or weight is None or rank is None or not _foldable(node, w.graph) or weight.rank != 2 or scaled_away:
         return w.pin_node(node)
     features = rank - 2 if node.attrs.get("transA", 0) else rank - 1
-    if not w.along_only(x, features):
-        return w.pin_node(node)
+    w.even_out(x, {features})
     w.set_fresh(y, (y.rank - 1 if y.rank else 0,))
     w.weight(weight, node, x, y)
     return None
@@ -109,8 +109,9 @@ def _wire_matmul(node: Node, w: Wiring) -> None:
         return w.pin_node(node)
     x, weight, on_right = ends
     back = 1 if on_right else 2
-    if x.rank is None or y.rank is None or not w.along_only(x, x.rank - back):
+    if x.rank is None or y.rank is None:
         return w.pin_node(node)
+    w.even_out(x, {x.rank - back})
     w.set_fresh(y, (y.rank - back,))
     w.weight(weight, node, x, y)
     if y.captured:  # a sub-graph reads it by name: no Add can come between

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from normfold.algebra.labels import Labels, varying
 from normfold.algebra.ratios import Ints
 from normfold.graph import Node, Value
 from normfold.ops.linear import zero_padded
@@ -10,17 +9,12 @@ from normfold.ops.rule import OpRule
 from normfold.ops.wiring import Wiring
 
 
-def _spatial_free(value: Value, w: Wiring, axes: tuple[int, ...]) -> bool:
-    """True when the labels of `value` do not vary along `axes`."""
-    labels = w.of(value)
-    return not (set(varying(labels.scale)) | set(varying(labels.shift))) & set(axes)
-
-
 def _window(node: Node, w: Wiring) -> Value | None:
-    """The input of a pool whose labels vary along batch and channel at most."""
+    """The input of a pool, one gauge over each window."""
     x = node.inputs[0]
-    if x is None or x.const is not None or x.rank is None or not _spatial_free(x, w, tuple(range(2, x.rank))):
+    if x is None or x.const is not None or x.rank is None:
         return None
+    w.even_out(x, {0, 1})
     return x
 
 
@@ -61,8 +55,7 @@ def _wire_reduce(node: Node, w: Wiring) -> None:
     if x is None or x.const is not None or x.rank is None or axes is None:
         return w.pin_node(node)
     axes = tuple(int(axis) % x.rank for axis in axes)
-    if not _spatial_free(x, w, axes):
-        return w.pin_node(node)
+    w.even_out(x, set(range(x.rank)) - set(axes))
     if node.kind == "ReduceSum" and axes:
         w.zero_shift(x, "sum", node)
 
@@ -82,16 +75,13 @@ def _wire_resize(node: Node, w: Wiring) -> None:
     crops = node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize"
     if x is None or x.const is not None or x.rank is None or mode not in ("nearest", "linear", "cubic"):
         return w.pin_node(node)
-    labels = w.of(x)
-    moving = set(varying(labels.scale)) | set(varying(labels.shift))
     y = node.output
     assert x.shape is not None and y.shape is not None
-    # An axis along which the gauge varies must not be resized.
-    if any(not isinstance(x.shape[axis], int) or x.shape[axis] != y.shape[axis] for axis in moving):
-        return w.pin_node(node)
+    # An axis along which the gauge varies is not resized.
+    w.even_out(x, {axis for axis, size in enumerate(x.shape) if isinstance(size, int) and size == y.shape[axis]})
     if crops:
         w.zero_shift(x, "resize-extrapolation", node)
-    w.set(y, *Labels(labels.scale, labels.shift))
+    w.set(y, *w.of(x))
     return None
 
 

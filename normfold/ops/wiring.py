@@ -125,10 +125,21 @@ class Wiring:
     def positive(self, value: Value, node: Node) -> None:
         self.system.demand_positive(self.of(value).scale, f"{node.kind} ({node.label})")
 
-    def along_only(self, value: Value, axis: int) -> bool:
-        """True when the labels of `value` vary along `axis` at most."""
+    def even_out(self, value: Value, keep: Collection[int]) -> None:
+        """Demand one gauge along every axis but those in `keep`: what mixes elements along an axis takes no other."""
+        system = self.system
+
+        def evened(item: Ints, same: Callable[[Ints, Ints], None]) -> Ints:
+            for axis in varying(item):
+                if axis not in keep:
+                    first = np.take(item, [0], axis=axis)
+                    same(item, first)
+                    item = first
+            return item
+
         labels = self.of(value)
-        return set(varying(labels.scale)) | set(varying(labels.shift)) <= {axis}
+        scale = evened(labels.scale, system.join_scale)
+        self.set(value, scale, evened(labels.shift, lambda item, first: system.sum_shifts(item, [(1.0, first)])))
 
     def weight(self, value: Value, node: Node, x: Value, y: Value) -> None:
         """Register that `node` folds the scales of x and y into the constant `value`."""
