@@ -110,6 +110,10 @@ class _Plan:
     def finish(self, regauge: Regauge) -> Rewritten:
         """Delete what can go, leave additions, record gauges, name values."""
         result = Rewritten(self.graph)
+        for layer, answer in self.fate.items():
+            if answer.verdict == "kept":  # so that others can name it as what stopped them
+                self.wiring.system.pin_scale(layer.unless_scale, "kept", layer.node.label)
+                self.wiring.system.zero_shift(layer.unless_shift, "kept", layer.node.label)
         for layer in self.wiring.layers:
             answer = self.fate.get(layer)
             verdict = answer.verdict if answer is not None else "kept"

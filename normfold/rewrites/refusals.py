@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from normfold.algebra.labels import raise_rank
@@ -116,7 +118,11 @@ _PINS = {  # code -> (what stands there, what to do); the first one that applies
     ),
 }
 
-_ZEROS = {
+_ZEROS = {  # code -> (why no shift can be there, what to do); the first one that applies gives a refusal its code
+    "needs-bias": (
+        "its shift would need a new addition at {subject}, which has no bias",
+        "use --objective norms, or give that layer a bias",
+    ),
     "zero-padding": (
         "what is left of its shift would reach {subject}, whose zero padding is not shifted with it",
         "pad with the shifted value in training, or place the norm behind the convolution",
@@ -125,28 +131,24 @@ _ZEROS = {
         "its shift would reach {subject}, which spreads a constant unevenly",
         "place the norm behind the transposed convolution",
     ),
-    "activation": (
-        "its shift would reach {subject}, which does not commute with a shift",
-        "a norm in front of an activation needs a linear layer of its own before it",
-    ),
-    "needs-bias": (
-        "its shift would need a new addition at {subject}, which has no bias",
-        "use --objective norms, or give that layer a bias",
-    ),
     "gate": ("its shift would be multiplied by a gate at {subject}", "place the norm behind the gate"),
     "sum": ("its shift would be summed at {subject}", "use a mean instead of a sum"),
     "pool-indices": ("its shift would reach {subject}, whose indices are used", "do not return indices from the pool"),
     "resize-extrapolation": ("its shift would reach {subject}, which extrapolates with a constant", "crop without extrapolation"),
+    "kept": ("its shift would reach {subject}, which was kept", "let that layer be folded too"),
+    "captured": ("its shift would reach {subject}, which reads by name", "export the model without control flow"),
     "graph-output": (
         "its shift would reach {subject}, which must keep its values",
-        "let a linear layer be the last before that output",
+        "let a linear layer stand between the norm and that output",
+    ),
+    "activation": (
+        "its shift would reach {subject}, which does not commute with a shift",
+        "a norm in front of an activation needs a linear layer of its own before it",
     ),
     "no-rule": (
         "its shift would reach {subject}, through which a shift per channel does not pass",
         "put the norm directly behind or in front of a linear layer with a bias",
     ),
-    "captured": ("its shift would reach {subject}", "export the model without control flow"),
-    "kept": ("its shift would reach {subject}, which was kept", "let that layer be folded too"),
 }
 
 
@@ -156,33 +158,31 @@ def explain(layer: AffineLayer, answer: Answer, wiring: Wiring) -> Refusal:
         return REFUSALS["precision"]
     x, y = wiring.of(layer.x), wiring.of(layer.y)
     system = wiring.system
-    if answer.stage == "shift":
-        labels = _in_conflict(answer.conflict, y.shift, x.shift)
-        found = _zero(system.zeros_at(labels))
-        if found is not None:
-            return found
-        return Refusal(
-            "conflicting-shift",
-            "another layer that reads or writes the same tensors needs them unshifted, or shifted differently",
-            "give the norm a linear layer of its own before or behind it",
-        )
-    labels = _in_conflict(answer.conflict, y.scale, x.scale)
     if answer.stage == "sign":
-        negative = int((layer.a < 0).sum())
-        asking = system.positives_near(labels)
+        asking = system.positives_near(_in_conflict(answer.conflict, y.scale, x.scale))
         who = asking[-1].subject if asking else "an activation or pool"
         return Refusal(
             "sign",
-            f"gamma is negative in {negative} of {layer.a.size} channels, and {who} needs a positive scale",
+            f"gamma is negative in {int((layer.a < 0).sum())} of {layer.a.size} channels, and {who} needs a positive scale",
             "place the norm directly behind a linear layer, or retrain with positive gammas",
         )
-    sides = (("in front of it stands", x.scale), ("behind it stands", y.scale))
-    pins = [(side, _pin(system.pins_near(_in_conflict(answer.conflict, scale)))) for side, scale in sides]
-    found = [(side, pin) for side, pin in pins if pin is not None]
-    if found:
-        first = min((pin for _, pin in found), key=lambda pin: list(_PINS).index(pin.code))
-        where = ", and ".join(f"{side} {_PINS[pin.code][0].format(subject=pin.subject)}" for side, pin in found)
-        return Refusal(first.code, where, _PINS[first.code][1])
+    if answer.stage == "shift":
+        ends = [_End(labels, system.zeros_at(labels)) for labels in (_in_conflict(answer.conflict, v.shift) for v in (x, y))]
+        first = _both_fixed(ends, _ZEROS)
+        if first is not None:
+            reason, fix = _ZEROS[first.code]
+            return Refusal(first.code, reason.format(subject=first.subject), fix)
+        return Refusal(
+            "conflicting-shift",
+            "another layer on the same tensors needs them unshifted, or shifted differently",
+            "give the norm a linear layer of its own before or behind it",
+        )
+    ends = [_End(labels, system.pins_near(labels)) for labels in (_in_conflict(answer.conflict, v.scale) for v in (x, y))]
+    first = _both_fixed(ends, _PINS)
+    if first is not None:
+        sides = zip(("in front of it stands", "behind it stands"), (_strongest(end.demands, _PINS) for end in ends), strict=True)
+        where = [f"{side} {_PINS[pin.code][0].format(subject=pin.subject)}" for side, pin in sides if pin is not None]
+        return Refusal(first.code, ", and ".join(where), _PINS[first.code][1])
     return Refusal(
         "conflicting-scale",
         "another layer on the same tensors needs a different scale, or a tensor beyond a deleted layer is fixed",
@@ -190,9 +190,27 @@ def explain(layer: AffineLayer, answer: Answer, wiring: Wiring) -> Refusal:
     )
 
 
-def _pin(demands: list[Demand]) -> Demand | None:
-    known = [demand for demand in demands if demand.code in _PINS]
-    return min(known, key=lambda demand: list(_PINS).index(demand.code)) if known else None
+class _End(NamedTuple):
+    """One side of a layer: its labels where the wish failed, and who restricts them."""
+
+    labels: Ints
+    demands: list[Demand]
+
+    @property
+    def fixed(self) -> bool:
+        return bool(self.demands) or not self.labels.all()  # label 0 is the pinned one
+
+
+def _both_fixed(ends: list[_End], texts: dict[str, tuple[str, str]]) -> Demand | None:
+    """The strongest restriction where both sides cannot move.  With one free side something else must be in the way."""
+    if not all(end.fixed for end in ends):
+        return None
+    return _strongest([demand for end in ends for demand in end.demands], texts)
+
+
+def _strongest(demands: list[Demand], texts: dict[str, tuple[str, str]]) -> Demand | None:
+    order = list(texts)
+    return min((demand for demand in demands if demand.code in texts), key=lambda demand: order.index(demand.code), default=None)
 
 
 def explain_unwired(spec: NormSpec, wiring_pinned: bool) -> Refusal:
@@ -218,11 +236,3 @@ def _in_conflict(conflict: Bools, *labels: Ints) -> Ints:
     rank = conflict.ndim
     spread = [np.broadcast_to(raise_rank(item, rank), conflict.shape)[conflict] for item in labels]
     return np.unique(np.concatenate(spread))
-
-
-def _zero(demands: list[Demand]) -> Refusal | None:
-    for demand in demands:
-        if demand.code in _ZEROS:
-            reason, fix = _ZEROS[demand.code]
-            return Refusal(demand.code, reason.format(subject=demand.subject), fix)
-    return None
