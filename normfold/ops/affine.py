@@ -7,7 +7,7 @@ import numpy as np
 from normfold.algebra import absorb
 from normfold.algebra.labels import Labels, raise_rank, varying
 from normfold.algebra.ratios import Floats, Ints
-from normfold.graph import Graph, Node
+from normfold.graph import Graph, Node, Value
 from normfold.ops.regauge import Regauge
 from normfold.ops.rule import OpRule
 from normfold.ops.wiring import AffineLayer, Wiring, collapse, constant_of, is_foldable, join_all, spread
@@ -86,7 +86,7 @@ def _wire_add(node: Node, w: Wiring) -> None:
     w.set(y, scale, w.system.new_shifts(shape))
     if node.kind == "Sub" and slot == 1:  # K - x: it flips the sign, it is passed through but not deleted
         return None
-    if k.ndim <= y.rank and all(size == 1 or shape[axis] > 1 for axis, size in enumerate(k.shape)):
+    if _keeps_shape(x, constant) and all(size == 1 or shape[axis] > 1 for axis, size in enumerate(k.shape)):
         sign = -1.0 if node.kind == "Sub" else 1.0
         w.layer(AffineLayer("add", node, slot, x, y, np.ones((1,) * y.rank), sign * k))
     return None
@@ -95,6 +95,15 @@ def _wire_add(node: Node, w: Wiring) -> None:
 def _shift_axes(x_shift: Ints, k: Floats) -> set[int]:
     """Axes along which the sum's shift may vary: those of x; those of K where x cannot move (preprocessing)."""
     return set(varying(x_shift) or varying(k))
+
+
+def _keeps_shape(x: Value, constant: Floats) -> bool:
+    """True when the constant surely does not broadcast x to a larger shape: only then can the layer go."""
+    assert x.shape is not None
+    if constant.ndim > len(x.shape):
+        return False
+    sizes = x.shape[len(x.shape) - constant.ndim :]
+    return all(size in (1, own) for size, own in zip(constant.shape, sizes, strict=True))
 
 
 def _absorb_add(node: Node, g: Regauge) -> None:
@@ -157,6 +166,9 @@ def _wire_mul(node: Node, w: Wiring) -> None:
     if shape is None or not np.isfinite(factor).all():
         return w.pin_node(node)
     w.set(y, w.system.new_scales(shape), shift)
+    if not _keeps_shape(x, constant):
+        w.zero_shift(x, "no-rule", node)
+        return None
     w.layer(AffineLayer("mul", node, slot, x, y, factor, np.zeros((1,) * y.rank), unless_shift=shift.ravel()))
     return None
 

@@ -35,7 +35,7 @@ def _wire_conv(node: Node, w: Wiring) -> None:
     elif zero_padded(node):
         w.zero_shift(x, "zero-padding", node)
     w.set_fresh(y, (1,))
-    w.weight(weight, node, x, y)
+    w.weight(weight, node, x, y, (node.kind, int(node.attrs.get("group", 1))))
     return None
 
 
@@ -71,7 +71,7 @@ def _wire_gemm(node: Node, w: Wiring) -> None:
     features = rank - 2 if node.attrs.get("transA", 0) else rank - 1
     w.even_out(x, {features})
     w.set_fresh(y, (y.rank - 1 if y.rank else 0,))
-    w.weight(weight, node, x, y)
+    w.weight(weight, node, x, y, ("matrix", int(node.attrs.get("transB", 0))))
     return None
 
 
@@ -113,7 +113,7 @@ def _wire_matmul(node: Node, w: Wiring) -> None:
         return w.pin_node(node)
     w.even_out(x, {x.rank - back})
     w.set_fresh(y, (y.rank - back,))
-    w.weight(weight, node, x, y)
+    w.weight(weight, node, x, y, ("matrix", 0 if on_right else 1))
     if y.captured:  # a sub-graph reads it by name: no Add can come between
         w.zero_shift(x, "captured", node)
     # It has no bias of its own: a shift costs an Add.

@@ -43,6 +43,7 @@ class AffineLayer:
     rms: Floats | None = None
 
 
+Role = tuple[str | int, ...]
 Rule = Callable[[Node, "Wiring"], None]
 
 
@@ -58,7 +59,7 @@ class Wiring:
         self.insert_nodes = insert_nodes
         self.layers: list[AffineLayer] = []
         self._labels: dict[Value, Labels] = {}
-        self._weights: dict[Value, list[tuple[Node, Ints, Ints]]] = {}
+        self._weights: dict[Value, list[tuple[Node, Role, Ints, Ints]]] = {}
         for value in graph.inputs:
             self.set_identity(value)
         for node in graph.nodes:
@@ -141,9 +142,12 @@ class Wiring:
         scale = evened(labels.scale, system.join_scale)
         self.set(value, scale, evened(labels.shift, lambda item, first: system.sum_shifts(item, [(1.0, first)])))
 
-    def weight(self, value: Value, node: Node, x: Value, y: Value) -> None:
-        """Register that `node` folds the scales of x and y into the constant `value`."""
-        self._weights.setdefault(value, []).append((node, self.of(x).scale.ravel(), self.of(y).scale.ravel()))
+    def weight(self, value: Value, node: Node, x: Value, y: Value, role: Role) -> None:
+        """Register that `node` folds the scales of x and y into the constant `value`.
+
+        role: which axes of the weight are inputs and outputs; only equal roles can share one W'.
+        """
+        self._weights.setdefault(value, []).append((node, role, self.of(x).scale.ravel(), self.of(y).scale.ravel()))
 
     def layer(self, layer: AffineLayer) -> None:
         self.layers.append(layer)
@@ -154,13 +158,14 @@ class Wiring:
         A reader that cannot fold (another op, another role) keeps the weight as it is.
         """
         for value, readers in self._weights.items():
-            if len({use.node for use in value.uses}) > len({node for node, _, _ in readers}) or self.graph.is_fixed(value):
-                for node, x, y in readers:
+            foreign = len(value.uses) > len(readers) or self.graph.is_fixed(value)
+            if foreign or len({role for _, role, _, _ in readers}) > 1:
+                for node, _, x, y in readers:
                     for labels in (x, y):
                         self.system.pin_scale(labels, "shared-weight", f"the weight {value.param or value.name} of {node.label}")
                 continue
-            (_, x, y), *others = readers
-            for _, other_x, other_y in others:
+            (_, _, x, y), *others = readers
+            for _, _, other_x, other_y in others:
                 self.system.join_scale(x, other_x)
                 self.system.join_scale(y, other_y)
 

@@ -38,6 +38,10 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
         twin = graph.clone()
         wiring = Wiring(twin, {kind: rule.wire for kind, rule in op_rules().items()}, insert_nodes=policy.insert_nodes)
         plan = _Plan(wiring, policy, barred)
+        glued = plan.glued()
+        if glued:
+            barred.update({layer.y.name: REFUSALS["output-is-input"] for layer in glued})
+            continue
         regauge = Regauge(wiring, plan.solution.scale, plan.solution.shift)
         plan.absorb(regauge)
         broken = out_of_range(regauge)
@@ -87,6 +91,23 @@ class _Plan:
                     refused.append(index)
                     self.guarded.add(layer)
         return refused
+
+    def glued(self) -> list[AffineLayer]:
+        """Layers whose deletion would make a graph output one tensor with a graph input or with another output."""
+        deleted = {layer.y: layer for layer, answer in self.fate.items() if answer.verdict == "deleted"}
+        claimed: set[Value] = set()
+        found: list[AffineLayer] = []
+        for output in self.graph.outputs:
+            layer = source = None
+            while (source or output) in deleted:
+                layer = deleted[source or output]
+                source = layer.x
+            if layer is None or source is None:
+                continue
+            if source in claimed or source.producer is None or self.graph.is_fixed(source):
+                found.append(deleted[output])
+            claimed.add(source)
+        return found
 
     def absorb(self, regauge: Regauge) -> None:
         """Put the gauges into the constants of every node that stays."""

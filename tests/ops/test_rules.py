@@ -439,6 +439,49 @@ def test_width_equal_to_channels_is_no_reason_to_fold() -> None:
     assert judged(b.graph)["k"].outcome == "kept"
 
 
+@pytest.mark.parametrize("kind", ["Add", "Mul"])
+@pytest.mark.parametrize("values", ["equal", "different"])
+def test_a_constant_that_broadcasts_a_tensor_up_is_never_deleted(kind: str, values: str) -> None:
+    b = Builder()
+    x = b.conv(b.input("x", IMAGE), 1)
+    k = b.const(np.full((1, 8, 1, 1), 0.5) if values == "equal" else b.rng.uniform(0.5, 2, (1, 8, 1, 1)))
+    y = b.op(kind, x, k, shape=("N", 8, 6, 6), name="k")
+    b.output(b.conv(b.bn(y, name="bn"), 3))
+    fates = judged(b.graph)
+    assert "k" not in fates and fates["bn"].outcome == "deleted"
+
+
+def test_layers_that_cancel_between_an_input_and_an_output_stay() -> None:
+    b = Builder()
+    x = b.op("Mul", b.input("x", IMAGE), b.const(2.0), shape=IMAGE, name="twice")
+    b.output(b.op("Mul", x, b.const(0.5), shape=IMAGE, name="half"))
+    result = rewritten(b.graph)
+    assert result.graph.outputs[0].producer is not None and result.graph.inputs[0].name == "x"
+
+
+def test_equal_norms_on_two_outputs_stay_two_outputs() -> None:
+    b = Builder()
+    x = b.conv(b.input("x", IMAGE), 8)
+    y = b.bn(x, name="bn1")
+    parameters = y.producer.inputs[1:]
+    z = b.op("BatchNormalization", x, *parameters, shape=y.shape, name="bn2", epsilon=1e-5, training_mode=0)
+    b.output(y, z)
+    outcomes = sorted(fate.outcome for fate in judged(b.graph).values())
+    assert outcomes == ["deleted", "shift"] or outcomes == ["deleted", "kept"]
+
+
+@pytest.mark.parametrize("trans_b", [0, 1])
+def test_a_square_weight_tied_in_two_roles_stays(trans_b: int) -> None:
+    """An embedding tied to the output layer reads the same matrix the other way round."""
+    b = Builder()
+    weight = b.weight(6, 6)
+    y = b.op("Gemm", b.input("x", ("N", 6)), weight, shape=("N", 6), alpha=1.0, beta=1.0, transA=0, transB=0)
+    y = b.op("Sigmoid", b.bn(y, signed=True, name="bn"), shape=("N", 6))
+    y = b.op("Gemm", y, weight, shape=("N", 6), alpha=1.0, beta=1.0, transA=0, transB=trans_b)
+    b.output(b.op("Sigmoid", y, shape=("N", 6)))
+    assert judged(b.graph)["bn"].outcome == "kept"
+
+
 # ---- shared constants ----------------------------------------------------------------------------------------------
 
 
