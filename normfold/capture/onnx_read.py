@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from normfold.capture.onnx_wire import Cut, FileTensor, Source, read_proto
 from normfold.errors import InputRefused
 from normfold.graph import Array
 from normfold.load.external import check_external, tensors_of
+from normfold.load.quiet import quiet
 from normfold.record import Record
 
 _SPARSE_LIMIT = 1 << 28  # bytes of a sparse tensor once dense
@@ -97,7 +95,7 @@ def _from_proto(proto: onnx.ModelProto, cuts: list[Cut], source: Source | None, 
         record.warn(warning)
     proto, sparse = _without_sparse(proto)
     external = [tensor for tensor in proto.graph.initializer if tensor.data_location == onnx.TensorProto.EXTERNAL]
-    with _quiet():
+    with quiet("onnx_ir"):
         try:
             model = ir.serde.deserialize_model(proto)
         except (
@@ -192,18 +190,6 @@ def _inline(model: ir.Model, record: Record) -> None:
         ) from None
     for identifier in [name for name in model.functions if name not in calls]:
         del model.functions[identifier]
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """onnx-ir logs what it meets in a malformed model; the refusal says it better."""
-    logger = logging.getLogger("onnx_ir")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _root(error: BaseException) -> str:

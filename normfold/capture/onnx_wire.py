@@ -20,6 +20,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from normfold.errors import InputRefused
+from normfold.load import wire
 
 CUT = 1024  # bytes; smaller tensors stay in the message, where shape inference finds them
 
@@ -125,8 +126,8 @@ def scan(data: Any) -> tuple[bytes, list[Cut]]:
     parts: list[bytes] = []
     cuts: list[Cut] = []
     graphs = 0
-    for number, wire, start, value, end in fields(data, 0, len(data)):
-        if number == MODEL_GRAPH and wire == 2:
+    for number, form, start, value, end in fields(data, 0, len(data)):
+        if number == MODEL_GRAPH and form == 2:
             graphs += 1
             graph = _scan_graph(data, value, end, cuts)
             parts += [tag(MODEL_GRAPH, len(graph)), graph]
@@ -141,8 +142,8 @@ def _scan_graph(data: Any, start: int, end: int, cuts: list[Cut]) -> bytes:
     parts: list[bytes] = []
     index = 0
     kept = start  # everything from here to the next cut is copied in one piece
-    for number, wire, begin, value, stop in fields(data, start, end):
-        if number != GRAPH_INITIALIZER or wire != 2:
+    for number, form, begin, value, stop in fields(data, start, end):
+        if number != GRAPH_INITIALIZER or form != 2:
             continue
         if stop - value > CUT:
             raw = [item for item in fields(data, value, stop) if item[0] == TENSOR_RAW_DATA and item[1] == 2]
@@ -157,39 +158,12 @@ def _scan_graph(data: Any, start: int, end: int, cuts: list[Cut]) -> bytes:
     return b"".join(parts)
 
 
-def fields(data: Any, position: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
-    """(number, wire type, start, start of the value, end) of every field of a message.  Raises ValueError where it is damaged."""
-    while position < end:
-        start = position
-        key, position = _varint(data, position, end)
-        number, wire = key >> 3, key & 7
-        value = position
-        if wire == 0:
-            _, position = _varint(data, position, end)
-        elif wire == 1:
-            position += 8
-        elif wire == 5:
-            position += 4
-        elif wire == 2:
-            length, value = _varint(data, position, end)
-            position = value + length
-        else:
-            raise ValueError(f"wire type {wire}")
-        if number == 0 or position > end:
+def fields(data: Any, position: int, end: int) -> Iterator[wire.Field]:
+    """Every field of a message.  Raises ValueError where it is damaged or a field ends behind its message."""
+    for field in wire.fields(data, position, end):
+        if field.end > end:
             raise ValueError("a field beyond its message")
-        yield number, wire, start, value, position
-
-
-def _varint(data: Any, position: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while position < end and shift < 64:
-        byte = data[position]
-        position += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, position
-        shift += 7
-    raise ValueError("a number without end")
+        yield field
 
 
 def varint(value: int) -> bytes:

@@ -8,11 +8,7 @@ copy is what gets exported.
 from __future__ import annotations
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from normfold.capture.program_refusals import cloned, line, refusal
 from normfold.errors import InputRefused
+from normfold.load.quiet import quiet
 from normfold.load.widest import widest
 from normfold.record import Record
 
@@ -60,7 +57,7 @@ def export_module(
     twin.eval()
     for name in bake(twin):
         record.warn(f"{name} is parametrized; its present value was baked in")
-    with _quiet(), torch.no_grad():
+    with quiet(*_CHATTY, warned=False, streams=True), torch.no_grad():
         try:
             exported, limits = widest(
                 lambda shapes: torch.export.export(twin, tuple(args), kwargs or None, dynamic_shapes=shapes, strict=False),
@@ -81,7 +78,7 @@ def functional(ep: ExportedProgram) -> ExportedProgram:
     """`ep` without mutation and without training-only ops; itself when it is so already."""
     if ep.dialect != "TRAINING":
         return ep
-    with _quiet(), torch.no_grad():
+    with quiet(*_CHATTY, warned=False, streams=True), torch.no_grad():
         return ep.run_decompositions(dict(_DECOMPOSED))
 
 
@@ -222,20 +219,3 @@ def _dims_of_inputs(ep: ExportedProgram, args: tuple[Any, ...], kwargs: dict[str
 
 
 # ---- quiet -----------------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """torch.export warns and logs about its own internals; what matters is raised."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    with ExitStack() as stack, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        stack.enter_context(redirect_stderr(io.StringIO()))  # a failed trace prints its graph
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import itertools
-import logging
 import os
 import re
 import tempfile
-import warnings
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from torch.export.graph_signature import ConstantArgument
 
 from normfold.capture.program import dim_names
 from normfold.errors import InputRefused, UsageError
+from normfold.load.quiet import quiet
 
 _CHATTY = ("onnxscript", "torch.onnx", "onnx_ir", "torch.export", "torch._export", "torch.fx.experimental.symbolic_shapes")
 
@@ -34,7 +32,7 @@ def save_program(ep: ExportedProgram, path: str | os.PathLike[str], *, force: bo
     if target.exists() and not force:
         raise UsageError(f"{target} exists; choose another name or pass force to replace it")
     buffer = io.BytesIO()
-    with _quiet():
+    with quiet(*_CHATTY, warned=False, streams=True):
         torch.export.save(ep, buffer)
     try:
         _write(target, buffer.getbuffer())
@@ -70,7 +68,7 @@ def to_onnx_model(ep: ExportedProgram, *, opset: int | None = None) -> ir.Model:
     opset: the exporter's own default when None.  Raises InputRefused for a program that ONNX cannot hold: its .pt2 works.
     """
     options: dict[str, Any] = {} if opset is None else {"opset_version": opset}
-    with _quiet():
+    with quiet(*_CHATTY, warned=False, streams=True):
         try:
             program = torch.onnx.export(ep, dynamo=True, optimize=True, verbose=False, **options)
         except Exception as error:
@@ -127,20 +125,3 @@ def _renamed(dim: Any, names: dict[str, str]) -> Any:
     if text is None:
         return dim
     return re.sub(r"[A-Za-z_]\w*", lambda found: names.get(found[0], found[0]), text)
-
-
-@contextlib.contextmanager
-def _quiet() -> Generator[None]:
-    """The exporter prints its progress, logs, and warns about its own internals."""
-    loggers = [logging.getLogger(name) for name in _CHATTY]
-    levels = [logger.level for logger in loggers]
-    silent = io.StringIO()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(silent), contextlib.redirect_stderr(silent):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

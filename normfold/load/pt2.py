@@ -8,7 +8,6 @@ normfold.load.pt2_audit; the tensors that are pickled are read weights-only.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 from collections.abc import Generator
@@ -18,6 +17,7 @@ from typing import Any
 
 from normfold.errors import InputRefused
 from normfold.load.pt2_audit import judge
+from normfold.load.quiet import quiet
 from normfold.load.sniff import refuse
 
 
@@ -27,7 +27,7 @@ def read_pt2(path: Path) -> Any:
 
     _inspect(path)
     try:
-        with _weights_only(), _quiet(), open(path, "rb") as file:
+        with _weights_only(), quiet("torch.export"), open(path, "rb") as file:
             return torch.export.load(file)
     except MemoryError:
         raise
@@ -92,15 +92,3 @@ def _weights_only() -> Generator[None]:
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-@contextmanager
-def _quiet() -> Generator[None]:
-    """torch logs the error that it raises as well."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
