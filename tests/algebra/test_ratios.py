@@ -79,7 +79,8 @@ def test_a_free_tree_whose_end_is_far_off_is_centred_by_a_power_of_two() -> None
 
 def test_the_end_of_a_free_tree_is_one_even_when_its_root_is_far_off() -> None:
     ratios = Ratios(7)
-    ratios.join(np.array([1, 2, 3, 4, 6]), np.full(5, 5), 2.0**60)
+    ratios.join(np.array([1, 2, 3, 4]), np.full(4, 5), 2.0**60)
+    ratios.join(np.array([6]), np.array([5]), 2.0**60)  # joins the larger tree: its root stays the odd one out
     values = ratios.solution()
     assert values[6] == 1.0 and values[1] == 1.0 and values[5] == 2.0**-60
 
