@@ -130,6 +130,7 @@ for kind in ("Softmax", "LogSoftmax", "Hardmax"):
     case(kind, f(2, 3, 4) * 4)
     case(kind, f(2, 3, 4) * 4, axis=1)
 case("Softmax", f(2, 3, 4) + 1000)
+case("LogSoftmax", f(2, 3, 4) + 1000)
 
 # ---- layout -----------------------------------------------------------------------------------------------------------------
 case("Reshape", f(2, 3, 4), shape=(0, -1, 2))

@@ -300,3 +300,25 @@ def test_large_convolutions_go_in_slabs(make: Make, monkeypatch: pytest.MonkeyPa
     (whole,) = evaluate(node, [x, w])
     monkeypatch.setattr(conv, "_SLAB_BYTES", 1)
     np.testing.assert_allclose(evaluate(node, [x, w])[0], whole, rtol=0, atol=1e-13)
+
+
+def _attended(make: Make, mask: np.ndarray) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((1, 2, 3, 4)), rng.standard_normal((1, 2, 5, 4)), rng.standard_normal((1, 2, 5, 6))
+    return evaluate(make("Attention", 4), [q, k, v, mask])[0]
+
+
+def test_attention_neither_overflows_nor_divides_by_nothing(make: Make) -> None:
+    plain = _attended(make, np.zeros((3, 5)))
+    np.testing.assert_allclose(_attended(make, np.full((3, 5), 720.0)), plain, rtol=1e-10)  # a softmax does not feel a shift
+    blind = np.ones((3, 5), dtype=np.bool_)
+    blind[1] = False
+    half = _attended(make, blind)
+    np.testing.assert_array_equal(half[:, :, 1], 0.0)  # a query that may see nothing
+    np.testing.assert_allclose(half[:, :, [0, 2]], plain[:, :, [0, 2]])
+
+
+def test_attention_refuses_a_mask_for_fewer_keys(make: Make) -> None:
+    with pytest.raises(CannotTell, match="mask"):
+        _attended(make, np.zeros((3, 4)))
+    assert _attended(make, np.zeros((1, 1, 3, 5))).shape == (1, 2, 3, 6)
