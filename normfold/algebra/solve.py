@@ -80,9 +80,10 @@ def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) ->
         system.rollback(start)
         _impose_kept(system, [wish for wish, want in zip(wishes, wanted, strict=True) if not want])
         dropped: list[int] = []
+        together = _grant_scales_together(system, [wish for wish, want in zip(wishes, wanted, strict=True) if want])
         for index, wish in enumerate(wishes):
             if wanted[index]:
-                answers[index] = _grant_scale(system, wish)
+                answers[index] = Answer("shift") if together else _grant_scale(system, wish)
                 if answers[index].verdict == "kept":
                     dropped.append(index)
         # A refused scale leaves no trace in the solvers, unless the layer restricts its surroundings when it stays.
@@ -92,10 +93,11 @@ def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) ->
         scale = system.magnitude.solution() * system.sign.solution()
         failed: list[int] = []
         for late in (False, True):
-            for index, wish in enumerate(wishes):
-                if wish.late != late or not wanted[index] or answers[index].verdict == "kept":
-                    continue
-                conflict = _grant_shift(system, wish, scale) if whole[index] else None
+            turn = [i for i, wish in enumerate(wishes) if wish.late == late and wanted[i] and answers[i].verdict != "kept"]
+            together = _grant_shifts(system, [wishes[index] for index in turn if whole[index]], scale) is None
+            for index in turn:
+                wish = wishes[index]
+                conflict = None if together or not whole[index] else _grant_shifts(system, [wish], scale)
                 if whole[index] and conflict is None:
                     answers[index].verdict = "deleted"
                 elif wish.shift_form:
@@ -108,9 +110,9 @@ def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) ->
         if failed:
             _drop(wanted, failed)
             continue
-        for wish, answer in zip(wishes, answers, strict=True):
-            if answer.verdict == "deleted":  # the constant goes into the layer before rather than into those behind
-                system.shift.zero_where_possible(wish.y_shift)
+        behind = [wish.y_shift.ravel() for wish, answer in zip(wishes, answers, strict=True) if answer.verdict == "deleted"]
+        if behind:  # constants go into the layer before rather than into those behind
+            system.shift.zero_where_possible(np.concatenate(behind))
         shift = system.shift.solution()
         refused = guard(scale, shift, answers) if guard else []
         if not refused:
@@ -155,12 +157,28 @@ def _grant_scale(system: System, wish: Wish) -> Answer:
     return Answer("kept", "magnitude", conflict)
 
 
-def _grant_shift(system: System, wish: Wish, scale: Floats) -> Bools | None:
-    arrays = np.broadcast_arrays(wish.x_shift, wish.y_shift, scale[wish.y_scale] * wish.c)
-    x, y, rhs = (array.ravel() for array in arrays)
+def _grant_scales_together(system: System, wishes: Sequence[Wish]) -> bool:
+    """Grant the scales of all wishes in one step; False, with nothing granted, when some contradict each other."""
+    if len(wishes) < 2:
+        return False
+    pairs = [[array.ravel() for array in np.broadcast_arrays(wish.x_scale, wish.y_scale, wish.a)] for wish in wishes]
+    x, y, a = (np.concatenate(column) for column in zip(*pairs, strict=True))
+    mark = system.mark()
+    if system.magnitude.join(x, y, np.abs(a)) is None and system.sign.join(x, y, np.sign(a)) is None:
+        return True
+    system.rollback(mark)
+    return False
+
+
+def _grant_shifts(system: System, wishes: Sequence[Wish], scale: Floats) -> Bools | None:
+    """Grant the shifts of all wishes in one step; else a mask over the elements (of one wish), with nothing granted."""
+    rows = [np.broadcast_arrays(wish.x_shift, wish.y_shift, scale[wish.y_scale] * wish.c) for wish in wishes]
+    if not rows:
+        return None
+    x, y, rhs = (np.concatenate([array.ravel() for array in column]) for column in zip(*rows, strict=True))
     mark = system.shift.mark()
     conflict = system.shift.add(np.stack([x, y], axis=1), np.broadcast_to(np.array([1.0, -1.0]), (x.size, 2)), rhs)
-    if conflict is not None:
-        system.shift.rollback(mark)
-        return conflict.reshape(arrays[0].shape)
-    return None
+    if conflict is None:
+        return None
+    system.shift.rollback(mark)
+    return conflict.reshape(rows[0][0].shape) if len(rows) == 1 else conflict
