@@ -102,6 +102,13 @@ def test_transposed_a_scales_rows_not_features() -> None:
     assert judged(b.graph)["bn"].outcome == "kept"
 
 
+def test_transposed_a_absorbs_along_its_first_axis() -> None:
+    b = Builder()
+    y = b.bn(b.op("Sigmoid", b.input("x", (3, 5)), shape=(3, 5)), signed=True, name="bn")
+    y = b.op("Transpose", y, shape=(5, 3), perm=(1, 0))
+    assert outcome(b, b.op("Gemm", y, b.weight(5, 6), shape=(3, 6), alpha=1.0, beta=1.0, transA=1, transB=0)) == "deleted"
+
+
 @pytest.mark.parametrize("on_right", [True, False])
 def test_matmul_takes_a_scale_and_gets_an_add_only_when_asked(on_right: bool) -> None:
     def graph() -> Builder:
