@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from normfold.algebra.ratios import Bools, Floats, Ints
+from normfold.algebra.ratios import Bools, Floats, Ints, Ratios
 from normfold.algebra.system import System
 
 Verdict = Literal["deleted", "shift", "kept"]
@@ -27,7 +27,6 @@ class Wish:
     and shift labels to pin to 0.
     shift_form: the layer may be left as an addition.
     late: granted only as far as it costs no other tensor its wished-for zero shift (an addition that would only move elsewhere).
-    tag: the caller's layer.
     """
 
     x_scale: Ints
@@ -40,7 +39,6 @@ class Wish:
     unless_shift: Ints = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     shift_form: bool = False
     late: bool = False
-    tag: Any = None
 
 
 @dataclass(eq=False)
@@ -83,7 +81,7 @@ def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) ->
         together = _grant_scales_together(system, [wish for wish, want in zip(wishes, wanted, strict=True) if want])
         for index, wish in enumerate(wishes):
             if wanted[index]:
-                answers[index] = Answer("shift") if together else _grant_scale(system, wish)
+                answers[index] = Answer("shift") if together else _grant_scale(system, wish.x_scale, wish.y_scale, wish.a)
                 if answers[index].verdict == "kept":
                     dropped.append(index)
         # A refused scale leaves no trace in the solvers, unless the layer restricts its surroundings when it stays.
@@ -105,7 +103,7 @@ def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) ->
                 else:
                     answers[index] = Answer("kept", "shift", conflict)
                     failed.append(index)
-            for _, labels in sorted(system.wished_zeros, key=lambda item: item[0]):
+            for labels in system.wished_zeros:
                 system.shift.zero_where_possible(labels)
         if failed:
             _drop(wanted, failed)
@@ -144,17 +142,19 @@ def _impose_kept(system: System, wishes: Sequence[Wish]) -> None:
         system.shift.add(shifts[:, None], np.ones((shifts.size, 1)), np.zeros(shifts.size))
 
 
-def _grant_scale(system: System, wish: Wish) -> Answer:
+def _grant_scale(system: System, x: Ints, y: Ints, a: Floats) -> Answer:
+    """Grant scales (arrays broadcast); else the stage and the mask of what contradicts, with nothing granted."""
     mark = system.mark()
-    conflict = system.magnitude.join(wish.x_scale, wish.y_scale, np.abs(wish.a))
-    if conflict is None:
-        conflict = system.sign.join(wish.x_scale, wish.y_scale, np.sign(wish.a))
-        if conflict is None:
-            return Answer("shift")
-        system.rollback(mark)
-        return Answer("kept", "sign", conflict)
-    system.rollback(mark)
-    return Answer("kept", "magnitude", conflict)
+    stages: tuple[tuple[Stage, Ratios, Floats], ...] = (
+        ("magnitude", system.magnitude, np.abs(a)),
+        ("sign", system.sign, np.sign(a)),
+    )
+    for stage, ratios, ratio in stages:
+        conflict = ratios.join(x, y, ratio)
+        if conflict is not None:
+            system.rollback(mark)
+            return Answer("kept", stage, conflict)
+    return Answer("shift")
 
 
 def _grant_scales_together(system: System, wishes: Sequence[Wish]) -> bool:
@@ -163,11 +163,7 @@ def _grant_scales_together(system: System, wishes: Sequence[Wish]) -> bool:
         return False
     pairs = [[array.ravel() for array in np.broadcast_arrays(wish.x_scale, wish.y_scale, wish.a)] for wish in wishes]
     x, y, a = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    mark = system.mark()
-    if system.magnitude.join(x, y, np.abs(a)) is None and system.sign.join(x, y, np.sign(a)) is None:
-        return True
-    system.rollback(mark)
-    return False
+    return _grant_scale(system, x, y, a).verdict != "kept"
 
 
 def _grant_shifts(system: System, wishes: Sequence[Wish], scale: Floats) -> Bools | None:

@@ -35,7 +35,7 @@ class System:
         self.scale_pins: list[Demand] = []
         self.positive: list[Demand] = []
         self.shift_zeros: list[Demand] = []
-        self.wished_zeros: list[tuple[int, Ints]] = []
+        self.wished_zeros: list[Ints] = []
         self._joins: list[tuple[Ints, Ints]] = []
         self._sums: list[tuple[Ints, Floats]] = []
         self._links: Ratios | None = None
@@ -72,9 +72,9 @@ class System:
         """Demand t == 0."""
         self.shift_zeros.append(Demand(labels, code, subject))
 
-    def wish_zero_shift(self, labels: Ints, priority: int) -> None:
-        """Prefer t == 0 where nothing else is asked; lower priority numbers are served first."""
-        self.wished_zeros.append((priority, labels))
+    def wish_zero_shift(self, labels: Ints) -> None:
+        """Prefer t == 0 where nothing else is asked."""
+        self.wished_zeros.append(labels)
 
     def sum_shifts(self, total: Ints, parts: Sequence[tuple[float, Ints]]) -> None:
         """Demand ``t[total] == sum(coef * t[part])`` (arrays broadcast)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from normfold.graph import Node
+from normfold.graph import Node, Value
 from normfold.ops.rule import OpRule
 from normfold.ops.wiring import Wiring, constant_of
 
@@ -14,11 +14,14 @@ def _wire_homogeneous(node: Node, w: Wiring) -> None:
     x = node.inputs[0]
     if x is None or x.const is not None:
         return w.pin_node(node)
+    return _pass_positive(x, node, w)
+
+
+def _pass_positive(x: Value, node: Node, w: Wiring) -> None:
     w.positive(x, node)
     w.zero_shift(x, "activation", node)
-    labels = w.of(x)
-    w.set(node.output, labels.scale, np.zeros_like(labels.shift[(slice(0, 1),) * labels.shift.ndim]))
-    return None
+    scale = w.of(x).scale
+    w.set(node.output, scale, np.zeros((1,) * scale.ndim, dtype=np.int64))
 
 
 def _wire_prelu(node: Node, w: Wiring) -> None:
@@ -51,11 +54,7 @@ def _wire_max_zero(node: Node, w: Wiring) -> None:
         or tensors[0].shape != node.output.shape
     ):
         return w.pin_node(node)
-    w.positive(tensors[0], node)
-    w.zero_shift(tensors[0], "activation", node)
-    scale = w.of(tensors[0]).scale
-    w.set(node.output, scale, np.zeros((1,) * scale.ndim, dtype=np.int64))
-    return None
+    return _pass_positive(tensors[0], node, w)
 
 
 RULES = (

@@ -119,7 +119,7 @@ def _wire_matmul(node: Node, w: Wiring) -> None:
     # It has no bias of its own: a shift costs an Add.
     for value in (x, y):
         if w.insert_nodes:
-            w.system.wish_zero_shift(w.of(value).shift, 1)
+            w.system.wish_zero_shift(w.of(value).shift)
         else:
             w.zero_shift(value, "needs-bias", node)
     return None

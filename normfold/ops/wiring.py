@@ -184,15 +184,12 @@ class Wiring:
             layer.unless_shift,
             shift_form=layer.kind == "norm" and self.insert_nodes,
             late=layer.kind != "norm",
-            tag=layer,
         )
 
 
 def constant_of(value: Value | None, graph: Graph) -> Array | None:
     """The float64 array of a constant that may be replaced; None for everything else."""
-    if value is None or value.const is None or not is_float(value.dtype) or value in graph.pinned:
-        return None
-    return value.const.float64()
+    return value.const.float64() if value is not None and value.const is not None and is_foldable(value, graph) else None
 
 
 def is_foldable(value: Value | None, graph: Graph) -> bool:

@@ -46,11 +46,6 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
     return outcome
 
 
-def survey(graph: Graph) -> list[Finding]:
-    """Every normalization layer, before anything was tried."""
-    return [_described(spec) for spec in find_norms(graph)]
-
-
 def _described(spec: NormSpec) -> Finding:
     return Finding(
         name=spec.name,

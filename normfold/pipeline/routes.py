@@ -124,6 +124,7 @@ class TorchRoute:
         self.loaded = loaded
         self.graph = from_aten(program, record)
         self.program: Any = None
+        self._onnx: Any = None  # the rewritten program as ONNX: exported once, checked, timed and written from there
 
     def examples(self) -> list[dict[str, Array]]:
         from normfold.capture.aten_inputs import flatten_inputs
@@ -141,7 +142,14 @@ class TorchRoute:
     def finish(self, graph: Graph) -> None:
         from normfold.capture.aten_write import to_program
 
-        self.program = to_program(graph)
+        self.program, self._onnx = to_program(graph), None
+
+    def _as_onnx(self) -> Any:
+        from normfold.export.to_torch import to_onnx_model
+
+        if self._onnx is None:
+            self._onnx = to_onnx_model(self.program, opset=self.options.opset)
+        return self._onnx
 
     def write(self, path: Path, *, force: bool = False) -> list[Path]:
         if path.suffix == ".pt2":
@@ -150,9 +158,8 @@ class TorchRoute:
             save_program(self.program, path, force=force)
             return [path]
         from normfold.export.to_onnx import save_onnx
-        from normfold.export.to_torch import to_onnx_model
 
-        return save_onnx(to_onnx_model(self.program, opset=self.options.opset), path, force=force)
+        return save_onnx(self._as_onnx(), path, force=force)
 
     def result(self, path: Path) -> Runner:
         from normfold.verify import OnnxRunner, TorchRunner
@@ -169,8 +176,8 @@ class TorchRoute:
 
         before, after = folder / "before.onnx", folder / "after.onnx"
         try:
-            for program, path in ((self.before, before), (self.program, after)):
-                save_onnx(to_onnx_model(program, opset=self.options.opset), path, force=True)
+            save_onnx(to_onnx_model(self.before, opset=self.options.opset), before, force=True)
+            save_onnx(self._as_onnx(), after, force=True)
         except NormfoldError as error:
             self.record.note(f"not timed on ONNX Runtime: {error}")
             return None

@@ -18,7 +18,7 @@ from normfold.export.manifest import write_manifest
 from normfold.graph import Graph
 from normfold.load import Loaded
 from normfold.pipeline.options import Options, check_outputs
-from normfold.pipeline.rewriting import Outcome, rewrite, size_of, survey, undone
+from normfold.pipeline.rewriting import Outcome, rewrite, size_of, undone
 from normfold.pipeline.routes import Route, feeds_by_name, open_route
 from normfold.record import Record, Refusal
 from normfold.rewrites.refusals import REFUSALS
@@ -287,10 +287,3 @@ def _write(result: Result, outputs: tuple[Path, ...], tidied: dict[str, bytes], 
                 result.record.outputs[str(file)] = hashlib.file_digest(stream, "sha256").hexdigest()
     for path in outputs:
         write_manifest(path, result.record)
-
-
-def norms_of(loaded: Loaded, record: Record) -> Record:
-    """The normalization layers as they are, without trying anything."""
-    route = open_route(loaded, Options(), record)
-    record.before, record.findings = size_of(route.graph), survey(route.graph)
-    return record
