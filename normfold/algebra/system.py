@@ -7,7 +7,7 @@ made it, so that a refusal can name its reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,17 +17,19 @@ from normfold.algebra.ratios import Floats, Ints, Ratios
 
 
 class Demand(NamedTuple):
-    """Labels that somebody restricted.  code: a stable reason; subject: the op or value that asks."""
+    """Labels that somebody restricted.  code: a stable reason; subject: the op or value that asks; asker: see System."""
 
     labels: Ints
     code: str
     subject: str
+    asker: int = -1
 
 
 class System:
     """Scale unknowns (magnitude and sign apart) and shift unknowns; unknown 0 of each is pinned to 1 and 0.
 
     Signs are a second, binary union-find: an op like ReLU demands s > 0 without saying anything of the magnitude.
+    asker: who states demands just now, a number of the caller's own (-1: nobody in particular); each demand keeps it.
     """
 
     def __init__(self) -> None:
@@ -36,8 +38,11 @@ class System:
         self.positive: list[Demand] = []
         self.shift_zeros: list[Demand] = []
         self.wished_zeros: list[Ints] = []
+        self.asker = -1
         self._joins: list[tuple[Ints, Ints]] = []
         self._sums: list[tuple[Ints, Floats]] = []
+        self._join_askers: list[int] = []
+        self._sum_askers: list[int] = []
         self._links: Ratios | None = None
         self.magnitude = Ratios(1)
         self.sign = Ratios(1)
@@ -57,20 +62,21 @@ class System:
 
     def pin_scale(self, labels: Ints, code: str, subject: str) -> None:
         """Demand s == 1."""
-        self.scale_pins.append(Demand(labels, code, subject))
+        self.scale_pins.append(Demand(labels, code, subject, self.asker))
 
     def join_scale(self, a: Ints, b: Ints) -> None:
         """Demand equal scales (arrays broadcast)."""
         if not np.array_equal(a, b):
             self._joins.append((a, b))
+            self._join_askers.append(self.asker)
 
     def demand_positive(self, labels: Ints, subject: str) -> None:
         """Demand s > 0."""
-        self.positive.append(Demand(labels, "sign", subject))
+        self.positive.append(Demand(labels, "sign", subject, self.asker))
 
     def zero_shift(self, labels: Ints, code: str, subject: str) -> None:
         """Demand t == 0."""
-        self.shift_zeros.append(Demand(labels, code, subject))
+        self.shift_zeros.append(Demand(labels, code, subject, self.asker))
 
     def wish_zero_shift(self, labels: Ints) -> None:
         """Prefer t == 0 where nothing else is asked."""
@@ -83,6 +89,7 @@ class System:
         coefs = np.array([1.0] + [-coef for coef, _ in parts])
         term = np.stack(columns, axis=1)
         self._sums.append((term, np.broadcast_to(coefs, term.shape)))
+        self._sum_askers.append(self.asker)
 
     # ---- solving --------------------------------------------------------------------------------------------------
 
@@ -119,6 +126,16 @@ class System:
         self.shift.rollback(mark[2])
 
     # ---- explaining -----------------------------------------------------------------------------------------------
+
+    def joins(self) -> Iterator[tuple[Ints, Ints, int]]:
+        """Pairs of labels with equal scales, flat, and who asked for it."""
+        for (a, b), asker in zip(self._joins, self._join_askers, strict=True):
+            yield *_flat(a, b), asker
+
+    def sums(self) -> Iterator[tuple[Ints, Floats, int]]:
+        """Rows of ``(coef * t[term]).sum() == 0`` and who asked for them."""
+        for (term, coef), asker in zip(self._sums, self._sum_askers, strict=True):
+            yield term, coef, asker
 
     def pins_near(self, labels: Ints) -> list[Demand]:
         """Scale pins that reach `labels` through hard constraints alone (not through layers that were deleted)."""

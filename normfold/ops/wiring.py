@@ -62,7 +62,8 @@ class Wiring:
         self._weights: dict[Value, list[tuple[Node, Role, Ints, Ints]]] = {}
         for value in graph.inputs:
             self.set_identity(value)
-        for node in graph.nodes:
+        for number, node in enumerate(graph.nodes):
+            self.system.asker = number
             rule = rules.get(node.kind)
             known = all(value.rank is not None for value in (*node.inputs, *node.outputs) if value is not None)
             if rule is None or not known or not any(is_float(value.dtype) for value in node.outputs):
@@ -71,6 +72,7 @@ class Wiring:
                 rule(node, self)
             for value in node.captures:
                 self.pin(value, "captured", f"a sub-graph of {node.label}")
+        self.system.asker = -1
         for value in graph.outputs:
             self.pin(value, "graph-output", f"graph output {value.name}")
         self._tie_shared_weights()
