@@ -42,6 +42,7 @@ class System:
         self._joins: list[tuple[Ints, Ints]] = []
         self._sums: list[tuple[Ints, Floats]] = []
         self._join_askers: list[int] = []
+        self._magnitude_joins: list[tuple[Ints, Ints]] = []
         self._sum_askers: list[int] = []
         self._links: Ratios | None = None
         self.magnitude = Ratios(1)
@@ -69,6 +70,10 @@ class System:
         if not np.array_equal(a, b):
             self._joins.append((a, b))
             self._join_askers.append(self.asker)
+
+    def join_magnitude(self, a: Ints, b: Ints) -> None:
+        """Demand equal absolute values of scales (arrays broadcast); signs stay apart."""
+        self._magnitude_joins.append((a, b))
 
     def demand_positive(self, labels: Ints, subject: str) -> None:
         """Demand s > 0."""
@@ -101,6 +106,8 @@ class System:
         for a, b in (_flat(a, b) for a, b in self._joins):
             self.magnitude.join(a, b)
             self.sign.join(a, b)
+        for a, b in (_flat(a, b) for a, b in self._magnitude_joins):
+            self.magnitude.join(a, b)
         pins = _gather(demand.labels for demand in self.scale_pins)
         self.magnitude.join(pins, np.zeros_like(pins))
         positive = np.concatenate([pins, _gather(demand.labels for demand in self.positive)])

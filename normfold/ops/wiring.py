@@ -130,19 +130,18 @@ class Wiring:
 
     def even_out(self, value: Value, keep: Collection[int]) -> None:
         """Demand one gauge along every axis but those in `keep`: what mixes elements along an axis takes no other."""
-        system = self.system
+        self.even_scale(value, keep)
+        self.even_shift(value, keep)
 
-        def evened(item: Ints, same: Callable[[Ints, Ints], None]) -> Ints:
-            for axis in varying(item):
-                if axis not in keep:
-                    first = np.take(item, [0], axis=axis)
-                    same(item, first)
-                    item = first
-            return item
-
+    def even_scale(self, value: Value, keep: Collection[int]) -> None:
+        """Demand one scale along every axis but those in `keep`."""
         labels = self.of(value)
-        scale = evened(labels.scale, system.join_scale)
-        self.set(value, scale, evened(labels.shift, lambda item, first: system.sum_shifts(item, [(1.0, first)])))
+        self.set(value, _evened(labels.scale, keep, self.system.join_scale), labels.shift)
+
+    def even_shift(self, value: Value, keep: Collection[int]) -> None:
+        """Demand one shift along every axis but those in `keep`."""
+        labels = self.of(value)
+        self.set(value, labels.scale, _evened(labels.shift, keep, lambda a, b: self.system.sum_shifts(a, [(1.0, b)])))
 
     def weight(self, value: Value, node: Node, x: Value, y: Value, role: Role) -> None:
         """Register that `node` folds the scales of x and y into the constant `value`.
@@ -187,6 +186,16 @@ class Wiring:
             shift_form=layer.kind == "norm" and self.insert_nodes,
             late=layer.kind != "norm",
         )
+
+
+def _evened(item: Ints, keep: Collection[int], same: Callable[[Ints, Ints], None]) -> Ints:
+    """`item` at index 0 of every axis that is not kept, after demanding that the others are the same."""
+    for axis in varying(item):
+        if axis not in keep:
+            first = np.take(item, [0], axis=axis)
+            same(item, first)
+            item = first
+    return item
 
 
 def constant_of(value: Value | None, graph: Graph) -> Array | None:
