@@ -26,6 +26,7 @@ def optimize(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
     keep: Sequence[str] = (),
+    clone_budget: str | int = 0,
     keep_overridable: bool = False,
     opset: int | None = None,
     force: bool = False,
@@ -42,6 +43,7 @@ def optimize(
     factory: ``path.py:function`` that builds the network of a checkpoint.
     verify: judge the result in float64 and in its runtime.  simplify: tidy an ONNX result with onnxsim.  timing: measure latency.
     only, skip: rewrite ids.  keep: shell patterns of module paths that stay.  force: replace existing outputs.
+    clone_budget: how much copies of shared weights may add so that more norms go: bytes, "2MB", or "5%" of the model.
     proof_seconds: the time that judging one artefact may take (one kind of input is always judged).
 
     Raises normfold.errors.NormfoldError: InputRefused, UsageError, ResultDiffers (nothing is written), CannotTell.
@@ -54,6 +56,7 @@ def optimize(
         only=tuple(only),
         skip=tuple(skip),
         keep=tuple(keep),
+        clone_budget=clone_budget,
         keep_overridable=keep_overridable,
         opset=opset,
         outputs=tuple(Path(path) for path in outputs),

@@ -26,6 +26,13 @@ from normfold.cli.common import State, load_model, loading_options, output_optio
 @click.option("--only", metavar="RULE", multiple=True, help="Use only this rewrite; repeatable.")
 @click.option("--skip", metavar="RULE", multiple=True, help="Leave this rewrite out; repeatable.")
 @click.option("--keep", metavar="PATTERN", multiple=True, help="Keep norms whose module path or node name matches; repeatable.")
+@click.option(
+    "--clone-budget",
+    metavar="SIZE",
+    default="0",
+    show_default=True,
+    help="How much copies of shared weights may add so that more norms go: 2MB, or 5% of the model.",
+)
 @click.option("--keep-overridable", is_flag=True, help="Keep ONNX initializers that are graph inputs overridable.")
 @click.option("--opset", type=click.IntRange(min=1), help="Opset of an ONNX result; the input's own or the exporter's default.")
 @click.option("--no-verify", is_flag=True, help="Write the result without judging it.")
@@ -63,6 +70,7 @@ def optimize(source: str, state: State, json: bool, outputs: tuple[Path, ...], *
             only=asked["only"],
             skip=asked["skip"],
             keep=asked["keep"],
+            clone_budget=asked["clone_budget"],
             keep_overridable=asked["keep_overridable"],
             opset=asked["opset"],
             outputs=outputs,

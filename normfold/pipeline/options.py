@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -12,6 +13,8 @@ from normfold.errors import UsageError
 Objective = Literal["latency", "norms"]
 SUFFIXES = {"onnx": (".onnx",), "program": (".pt2", ".onnx"), "module": (".pt2", ".onnx")}
 """Formats that each kind of input can be written as, the default first."""
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(%|(?:[kmg]i?)?b|)\s*", re.IGNORECASE)
 _MODEL_SUFFIXES = frozenset(".onnx .pt2 .pt .pth .tar .th .params .jit .safetensors .ckpt .bin".split())
 
 
@@ -26,6 +29,8 @@ class Options:
     proof_seconds: the time that judging one artefact may take; the most telling inputs come first, and one is always judged.
     only, skip: rule ids; `only` empty means all.
     keep: shell patterns (``layer4.*``) of module paths or node names whose norms stay.
+    clone_budget: how much copies of shared weights may add so that more norms go: bytes ("2MB", 4096) or a part of the model
+      ("5%"); 0 copies nothing.
     keep_overridable: ONNX initializers that are also graph inputs stay overridable by the caller.
     opset: opset of an ONNX result, None for the input's own or the exporter's default.
     outputs: files to write, none for a result in memory.  force: replace existing ones.
@@ -39,6 +44,7 @@ class Options:
     only: tuple[str, ...] = ()
     skip: tuple[str, ...] = ()
     keep: tuple[str, ...] = ()
+    clone_budget: str | int = 0
     keep_overridable: bool = False
     opset: int | None = None
     outputs: tuple[Path, ...] = ()
@@ -56,10 +62,19 @@ class Options:
             raise UsageError(f"{', '.join(both)} is asked for by `only` and by `skip`; name it in one of them")
         if self.seconds <= 0:
             raise UsageError(f"seconds is the time for measuring, above 0; got {self.seconds}")
+        self.clone_bytes(0)
 
     def keeps(self, *names: str) -> bool:
         """True when one of `names` (module path, node name) matches a `keep` pattern."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.keep for name in names if name)
+
+    def clone_bytes(self, model: int) -> int:
+        """`clone_budget` in bytes for a model of `model` bytes.  Raises UsageError for what is no size."""
+        found = _SIZE.fullmatch(str(self.clone_budget))
+        if found is None:
+            raise UsageError(f"clone_budget is a size (4096, 500KB, 2MiB) or a part of the model (5%); got {self.clone_budget!r}")
+        number, unit = float(found[1]), found[2].lower()
+        return int(number * (model / 100 if unit == "%" else _UNITS[unit]))
 
     def uses(self, rule: str) -> bool:
         """True when the rewrite with the id `rule` may run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from normfold.detect import channel_count, find_norms
 from normfold.errors import UsageError
@@ -32,7 +32,9 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
     specs = find_norms(graph)
     outcome = Outcome(graph)
     fates: dict[str, Fate] = {}
-    policy = Policy(options.objective, options.keeps)
+    budget = options.clone_bytes(sum(value.const.nbytes for value in graph.constants() if value.const is not None))
+    policy = Policy(options.objective, options.keeps, budget, options.uses)
+    now = {spec.output.name: spec.output.name for spec in specs}  # a norm's output -> that of what stands for it
     for item in rewrites():
         if options.uses(item.id):
             result = item.run(outcome.graph, policy)
@@ -40,10 +42,23 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
             outcome.applied += result.applied
             for kind, count in result.inserted.items():
                 outcome.inserted[kind] = outcome.inserted.get(kind, 0) + count
-            fates.update({fate.output: fate for fate in result.fates})
+            policy = replace(policy, clone_budget=policy.clone_budget - result.copied)
+            now = {first: result.renamed.get(name, name) for first, name in now.items()}
+            for before, after in result.renamed.items():
+                if before in fates:
+                    fates[after] = fates.pop(before)
+            for fate in result.fates:
+                fates[fate.output] = _later(fates.get(fate.output), fate)
     switched_off = not options.uses("affine")
-    outcome.findings = [_finding(spec, fates.get(spec.output.name), graph, switched_off=switched_off) for spec in specs]
+    outcome.findings = [_finding(spec, fates.get(now[spec.output.name]), graph, switched_off=switched_off) for spec in specs]
     return outcome
+
+
+def _later(earlier: Fate | None, fate: Fate) -> Fate:
+    """What a later rewrite made of a layer; where it stayed, the reason of a rewrite that knew it better."""
+    if earlier is not None and earlier.refusal is not None and fate.outcome != "deleted":
+        fate.refusal = earlier.refusal
+    return fate
 
 
 def _described(spec: NormSpec) -> Finding:

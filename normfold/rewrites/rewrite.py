@@ -15,10 +15,14 @@ class Policy:
 
     objective: "latency" deletes only whole layers and inserts no node; "norms" does everything that is exact.
     keep: decides by label (module path or node name) that a layer must stay.
+    clone_budget: bytes that copies of shared constants may take, all together.
+    uses: decides by id that a rewrite runs.
     """
 
     objective: str = "latency"
     keep: Callable[[str], bool] = lambda label: False
+    clone_budget: int = 0
+    uses: Callable[[str], bool] = lambda rule: True
 
     @property
     def insert_nodes(self) -> bool:
@@ -37,12 +41,17 @@ class Fate:
 
 @dataclass
 class Rewritten:
-    """The result of a rewrite: a new graph (the old one is untouched), what was done, and the fate of each layer looked at."""
+    """The result of a rewrite: a new graph (the old one is untouched), what was done, and the fate of each layer looked at.
+
+    copied: bytes of constants that were copied.  renamed: the output of a layer in the graph before -> of what stands for it now.
+    """
 
     graph: Graph
     applied: list[Applied] = field(default_factory=list[Applied])
     fates: list[Fate] = field(default_factory=list[Fate])
     inserted: dict[str, int] = field(default_factory=dict[str, int])
+    copied: int = 0
+    renamed: dict[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,32 @@ from normfold.pipeline.options import Options, check_outputs, default_output
         ({"objective": "speed"}, "latency, norms; got 'speed'"),
         ({"only": ("a", "b"), "skip": ("b", "c")}, "^b is asked for"),
         ({"seconds": 0.0}, "above 0; got 0"),
+        ({"clone_budget": "two"}, "a size .* got 'two'"),
+        ({"clone_budget": "-1"}, "a size .* got '-1'"),
+        ({"clone_budget": "5 %%"}, "a size .* got '5 %%'"),
     ],
 )
 def test_options_that_contradict(fields: dict[str, Any], reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         Options(**fields)
+
+
+@pytest.mark.parametrize(
+    "budget, expected",
+    [
+        (0, 0),
+        ("0", 0),
+        (4096, 4096),
+        ("4096 B", 4096),
+        ("2MB", 2_000_000),
+        ("1.5kib", 1536),
+        ("5%", 50),
+        ("0.1 %", 1),
+        ("150%", 1500),
+    ],
+)
+def test_the_clone_budget_is_a_size_or_a_part_of_the_model(budget: str | int, expected: int) -> None:
+    assert Options(clone_budget=budget).clone_bytes(1000) == expected
 
 
 def test_rules_and_patterns() -> None:
