@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from normfold.graph import Array, Graph
+from build import Builder
+from normfold.graph import Array, Graph, Value
 from normfold.rewrites import Fate, Rewritten, affine, constant_channels
 from normfold.rewrites.rewrite import Policy
 from normfold.verify.certificate import certificate
 from normfold.verify.evaluate import run
+
+IMAGE = ("N", 4, 6, 6)
+POOL = {"kernel_shape": (2, 2), "strides": (2, 2), "dilations": (1, 1), "ceil_mode": 0}
+
+
+def outcome(b: Builder, y: Value, objective: str = "norms") -> str:
+    """What becomes of the layer "bn" when `y` is the graph's output."""
+    b.output(y)
+    return judged(b.graph, objective)["bn"].outcome
+
+
+def conv_bn(b: Builder, x: Value | None = None, channels: int = 8, **bn: Any) -> Value:
+    """Conv-BN whose gauge is free to move: the producer of most cases."""
+    return b.bn(b.conv(x if x is not None else b.input("x", IMAGE), channels), name="bn", **bn)
 
 
 def feeds_for(graph: Graph, seed: int = 0, **sizes: int) -> dict[str, Array]:
