@@ -43,6 +43,7 @@ class System:
         self._sums: list[tuple[Ints, Floats]] = []
         self._join_askers: list[int] = []
         self._magnitude_joins: list[tuple[Ints, Ints]] = []
+        self._magnitude_askers: list[int] = []
         self._sum_askers: list[int] = []
         self._links: Ratios | None = None
         self.magnitude = Ratios(1)
@@ -74,6 +75,7 @@ class System:
     def join_magnitude(self, a: Ints, b: Ints) -> None:
         """Demand equal absolute values of scales (arrays broadcast); signs stay apart."""
         self._magnitude_joins.append((a, b))
+        self._magnitude_askers.append(self.asker)
 
     def demand_positive(self, labels: Ints, subject: str) -> None:
         """Demand s > 0."""
@@ -134,10 +136,13 @@ class System:
 
     # ---- explaining -----------------------------------------------------------------------------------------------
 
-    def joins(self) -> Iterator[tuple[Ints, Ints, int]]:
-        """Pairs of labels with equal scales, flat, and who asked for it."""
+    def joins(self, *, signed: bool = True) -> Iterator[tuple[Ints, Ints, int]]:
+        """Pairs of labels with equal scales (signed=False: equal magnitudes), flat, and who asked for it."""
         for (a, b), asker in zip(self._joins, self._join_askers, strict=True):
             yield *_flat(a, b), asker
+        for (a, b), asker in zip(self._magnitude_joins, self._magnitude_askers, strict=True):
+            if not signed:
+                yield *_flat(a, b), asker
 
     def sums(self) -> Iterator[tuple[Ints, Floats, int]]:
         """Rows of ``(coef * t[term]).sum() == 0`` and who asked for them."""

@@ -15,6 +15,7 @@ from typing import NoReturn
 import click
 
 from normfold.cli.common import State, one_line
+from normfold.cli.explain import explain
 from normfold.cli.inspect import inspect
 from normfold.cli.optimize import optimize
 from normfold.cli.rules import rules
@@ -43,7 +44,7 @@ def cli() -> None:
     """
 
 
-for command in (optimize, inspect, rules):
+for command in (optimize, inspect, explain, rules):
     cli.add_command(command)
 
 

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from normfold.load import Loaded
     from normfold.record import Record
 
@@ -110,7 +112,7 @@ def reported(record: Record, state: State, *, json: bool, planned: bool = False)
         if record.comparisons or record.findings:
             _print(record, state, json=json, planned=planned)
         else:
-            _log_warnings(record)
+            log_warnings(record)
         raise
     _print(record, state, json=json, planned=planned)
 
@@ -119,22 +121,28 @@ def _print(record: Record, state: State, *, json: bool, planned: bool) -> None:
     if json:
         from normfold.report.json import to_json
 
-        _log_warnings(record)
+        log_warnings(record)
         click.echo(to_json(record))
     elif state.verbosity >= 0:
-        from rich.console import Console
-
         from normfold.report.terminal import render
 
-        class Terminal(Console):
-            def on_broken_pipe(self) -> None:
-                raise BrokenPipeError  # rich would exit with 1; that the reader has seen enough is no error
-
-        wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-        render(record, Terminal(highlight=False, width=_PIPE_WIDTH if wide else None), planned=planned)
+        render(record, terminal(), planned=planned)
 
 
-def _log_warnings(record: Record) -> None:
+def terminal(pipe_width: int = _PIPE_WIDTH) -> Console:
+    """The console on stdout; `pipe_width` columns where it is no terminal and COLUMNS does not say."""
+    from rich.console import Console
+
+    class Terminal(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich would exit with 1; that the reader has seen enough is no error
+
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Terminal(highlight=False, width=pipe_width if wide else None)
+
+
+def log_warnings(record: Record) -> None:
+    """Warnings of a record that is not printed, one line each."""
     for warning in record.warnings:
         logging.getLogger("normfold").warning(one_line(warning))
 

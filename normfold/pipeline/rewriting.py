@@ -15,12 +15,16 @@ from normfold.rewrites.refusals import REFUSALS, explain_unwired
 
 @dataclass
 class Outcome:
-    """The rewritten graph with what was done to it."""
+    """The rewritten graph with what was done to it.
+
+    stands_for: the output of a norm in the graph as captured -> that of what stood for it in the end.
+    """
 
     graph: Graph
     applied: list[Applied] = field(default_factory=list[Applied])
     findings: list[Finding] = field(default_factory=list[Finding])
     inserted: dict[str, int] = field(default_factory=dict[str, int])
+    stands_for: dict[str, str] = field(default_factory=dict[str, str])
 
 
 def rewrite(graph: Graph, options: Options) -> Outcome:
@@ -49,6 +53,7 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
                     fates[after] = fates.pop(before)
             for fate in result.fates:
                 fates[fate.output] = _later(fates.get(fate.output), fate)
+    outcome.stands_for = now
     switched_off = not options.uses("affine")
     outcome.findings = [_finding(spec, fates.get(now[spec.output.name]), graph, switched_off=switched_off) for spec in specs]
     return outcome

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, cast
 
+from normfold.pipeline.explaining import Explanation
 from normfold.record import Record
 
 SCHEMA = 1
@@ -23,6 +25,12 @@ def to_json(record: Record) -> str:
     return json.dumps(
         _plain({"schema": SCHEMA, "passed": record.passed, **fields}), indent=2, allow_nan=False, ensure_ascii=False
     )
+
+
+def explanations_to_json(found: Sequence[Explanation]) -> str:
+    """Explanations of norms as indented JSON; ranges are [low, high]."""
+    items = [asdict(item) for item in found]
+    return json.dumps(_plain({"schema": SCHEMA, "explanations": items}), indent=2, allow_nan=False, ensure_ascii=False)
 
 
 def _plain(value: Any) -> Any:

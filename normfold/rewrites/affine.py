@@ -24,6 +24,7 @@ from normfold.ops import op_rules
 from normfold.ops.regauge import Regauge
 from normfold.ops.wiring import AffineLayer, Wiring
 from normfold.record import Applied, Refusal
+from normfold.rewrites import tracing
 from normfold.rewrites.ranges import out_of_range
 from normfold.rewrites.refusals import REFUSALS, explain
 from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
@@ -46,6 +47,7 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
         plan.absorb(regauge)
         broken = out_of_range(regauge)
         if not broken:
+            tracing.show(graph, wiring, plan.fate, plan.solution.scale, regauge, GUARD)
             return plan.finish(regauge)
         # A constant left the range of its stored type: the layers that ask for it stay, and everything is solved again.
         blamed = plan.layers_asking_for(broken)

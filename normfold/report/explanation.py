@@ -1,0 +1,180 @@
+"""What `normfold explain` prints: one norm after the other, each with its way out or with what stands in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from normfold.pipeline.explaining import Explanation
+from normfold.report.words import plural, shown
+from normfold.rewrites.trace import Absorbed, Hop, Range, Region, Stop, Trace
+
+ROWS = 12  # constants, tensors and layers named without -v
+HOPS = 5  # steps of a path named without -v
+
+_STYLES = {"deleted": "green", "shift": "yellow", "kept": "red"}
+_OUTCOMES = {"deleted": "would be deleted", "shift": "would leave its shift behind (an addition)", "kept": "would be kept"}
+_SIDES = {"input": "In front of it", "output": "Behind it"}
+_DEMANDS = {
+    "graph-input": "comes from outside, as it is",
+    "graph-output": "must keep its values",
+    "captured": "hands it to a sub-graph, which reads it by name",
+    "shared-weight": "has a weight that something else reads too and cannot fold",
+    "kept": "was kept, and takes no other gauge than it has",
+    "no-rule": "lets no scale or shift per channel pass",
+    "sign": "needs a positive scale",
+    "activation": "does not commute with a shift",
+    "zero-padding": "pads with zeros, which would not be shifted",
+    "transposed-conv": "spreads a constant unevenly",
+    "gate": "multiplies by a gate: a shift there would be multiplied with it",
+    "sum": "sums: a shift would be counted as often as there are terms",
+    "needs-bias": "has no bias that could make or take a shift",
+    "pool-indices": "gives indices that are used",
+    "resize-extrapolation": "fills in a constant, which would not be shifted",
+    "other-scale": "goes too, and needs another scale on the same tensors",
+    "one-scale": "needs one scale on tensors between which the norm puts its own",
+    "other-shift": "goes too, and needs another shift on the same tensors",
+}
+
+
+def render(found: Sequence[Explanation], console: Console, *, every: bool = False) -> None:
+    """Print explanations; every: leave out nothing, however long the lists are.  Names of the model are escaped."""
+    for index, item in enumerate(found):
+        if index:
+            console.print()
+        _one(item, console, every)
+
+
+def _one(item: Explanation, console: Console, every: bool) -> None:
+    finding, trace = item.finding, item.trace
+    head = Text(shown(finding.name), style="bold")
+    head.append(f"  {shown(finding.op)}" + (f", {plural(finding.channels, 'channel')}" if finding.channels else ""), "not bold")
+    _print(console, head)
+    outcome = Text(_OUTCOMES[finding.outcome], style=_STYLES[finding.outcome])
+    if finding.refusal is not None and finding.outcome != "deleted":
+        outcome.append(f": {finding.refusal.code}", "default")
+    _print(console, outcome, 2)
+    if trace is not None:
+        _print(console, f"y = a x + c with a {_between(trace.a)}{_oddities(trace)}, c {_between(trace.c)}", 2)
+    for remark in finding.health:
+        _print(console, remark, 2)
+    for applied in item.others:
+        _print(console, f"before that, {applied.rule}: {applied.detail}", 2)
+    if trace is not None and (trace.regions or trace.absorbed):
+        _journey(trace, console, every)
+    if finding.refusal is not None and finding.outcome != "deleted":
+        _title(console, "What stops its shift" if finding.outcome == "shift" else "What stops it")
+        _print(console, finding.refusal.reason, 2)
+        if trace is not None:
+            _conflict(trace, console, every)
+        _print(console, Text.assemble(("what to do: ", "dim"), shown(finding.refusal.fix)), 2)
+
+
+def _oddities(trace: Trace) -> str:
+    parts = [f"{word} in {count}" for word, count in (("negative", trace.negative), ("zero", trace.zero)) if count]
+    return f" ({', '.join(parts)} of {trace.channels})" if parts else ""
+
+
+def _journey(trace: Trace, console: Console, every: bool) -> None:
+    _title(console, "Where scale and shift go")
+    for region in trace.regions[: None if every else ROWS]:
+        _print(console, _region(region, trace, every), 2)
+    if trace.partners:
+        _print(console, f"on the same tensors, deleted with it: {_some(trace.partners, every)}", 2)
+    rows = trace.absorbed if every else trace.absorbed[:ROWS]
+    if not rows:
+        return
+    _title(console, "Constants that take them up")
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
+    table.add_column("constant", overflow="fold", ratio=3)
+    table.add_column("times", overflow="fold", justify="right", ratio=2)
+    table.add_column("plus", overflow="fold", justify="right", ratio=2)
+    table.add_column("reached", overflow="fold", ratio=4)
+    for row in rows:
+        cells = (row.parameter, _span(row.factor), _span(row.offset), _reached(row, every))
+        table.add_row(*(Text(shown(cell)) for cell in cells))
+    console.print(Padding(table, (0, 0, 0, 2), expand=False))
+    if len(rows) < len(trace.absorbed):
+        _print(console, f"and {len(trace.absorbed) - len(rows)} more (-v shows all)", 2)
+
+
+def _region(region: Region, trace: Trace, every: bool) -> str:
+    where = {"input": "its input", "output": "its output"}[region.side]
+    where = f"{where}, beyond {region.beyond}" if region.beyond else where
+    text = f"{where}: {plural(len(region.tensors), 'tensor')} stored times {_span(region.scale)}, plus {_span(region.shift)}"
+    return f"{text}; passed on by {_some(region.ops, every)}" if region.ops else text
+
+
+def _reached(row: Absorbed, every: bool) -> str:
+    role = {"writes": "makes", "reads": "reads", "passes": "passes on"}[row.role]
+    end = f"{row.op} ({row.name}) {role}"
+    if not row.path:
+        return f"{end} {'its input' if row.side == 'input' else 'its output'}"
+    return f"{end} {row.path[-1].tensor}, {_way(row.path, every)}"
+
+
+def _conflict(trace: Trace, console: Console, every: bool) -> None:
+    if trace.lost is not None:
+        _print(console, f"the shift would be {_span(trace.lost)} times the size of its input, {_channels(trace)}", 2)
+    elif trace.conflicts:
+        what = {"magnitude": "scales", "sign": "signs", "shift": "shifts"}.get(trace.stage, "gauges")
+        _print(console, f"the {what} contradict each other {_channels(trace)}", 2)
+    for side in ("input", "output"):
+        stops = [stop for stop in trace.stops if stop.side == side]
+        if stops:
+            _print(console, f"{_SIDES[side]}:", 2)
+        for stop in stops if every else stops[:ROWS]:
+            _print(console, _stop(stop), 4)
+            _print(console, Text(_way(stop.path, every) if stop.path else "directly", style="dim"), 6)
+
+
+def _stop(stop: Stop) -> Text:
+    who = f"{stop.op} ({stop.name})" if stop.op else stop.subject
+    text = Text(shown(who), style="bold")
+    return text.append(f" {_DEMANDS.get(stop.code, f'asks for it: {stop.code}')}", "not bold")
+
+
+def _channels(trace: Trace) -> str:
+    more = ", ..." if trace.conflicts > len(trace.first) else ""
+    return f"in {trace.conflicts} of {plural(trace.of, 'channel')}: {', '.join(map(str, trace.first))}{more}"
+
+
+def _way(path: Sequence[Hop], every: bool) -> str:
+    """``through Relu (a) and Add (b)``; the middle of a long way is left out."""
+    steps = [f"{hop.op} ({hop.name})" for hop in path]
+    if len(steps) > HOPS and not every:
+        steps = [*steps[: HOPS - 2], f"{len(steps) - HOPS + 1} more", steps[-1]]
+    return f"through {', '.join(steps)}"
+
+
+def _some(names: Sequence[str], every: bool) -> str:
+    if every or len(names) <= ROWS:
+        return ", ".join(names)
+    return f"{', '.join(names[:ROWS])} and {len(names) - ROWS} more"
+
+
+def _between(span: Range) -> str:
+    return f"= {span.low:.4g}" if span.low == span.high else f"in {_span(span)}"
+
+
+def _span(span: Range | None) -> str:
+    """``[0.5, 2]``, one number where both ends are the same, nothing for None."""
+    if span is None:
+        return ""
+    low, high = (f"{end + 0.0:.4g}" for end in span)  # no negative zero
+    return low if low == high else f"[{low}, {high}]"
+
+
+def _title(console: Console, title: str) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+
+
+def _print(console: Console, text: Text | str, indent: int = 0) -> None:
+    body = text if isinstance(text, Text) else Text(shown(text))
+    console.print(Padding(body, (0, 0, 0, indent), expand=False))
