@@ -23,6 +23,8 @@ _SIDES = {"input": "In front of it", "output": "Behind it"}
 _DEMANDS = {
     "graph-input": "comes from outside, as it is",
     "graph-output": "must keep its values",
+    "branch-of-sum": "is the sum that the runtime fuses with it",
+    "precision": "reads the same tensor and would lose bits",
     "captured": "hands it to a sub-graph, which reads it by name",
     "shared-weight": "has a weight that something else reads too and cannot fold",
     "kept": "was kept, and takes no other gauge than it has",
@@ -120,10 +122,10 @@ def _reached(row: Absorbed, every: bool) -> str:
 
 def _conflict(trace: Trace, console: Console, every: bool) -> None:
     if trace.lost is not None:
-        _print(console, f"the shift would be {_span(trace.lost)} times the size of its input, {_channels(trace)}", 2)
+        _print(console, f"the shift would be {_span(trace.lost)} times the size of its input {_channels(trace)}", 2)
     elif trace.conflicts:
-        what = {"magnitude": "scales", "sign": "signs", "shift": "shifts"}.get(trace.stage, "gauges")
-        _print(console, f"the {what} contradict each other {_channels(trace)}", 2)
+        what = {"magnitude": "the scales contradict", "sign": "the signs contradict", "shift": "the shifts contradict"}
+        _print(console, f"{what.get(trace.stage, 'this is so')} {_channels(trace)}", 2)
     for side in ("input", "output"):
         stops = [stop for stop in trace.stops if stop.side == side]
         if stops:
@@ -141,7 +143,7 @@ def _stop(stop: Stop) -> Text:
 
 def _channels(trace: Trace) -> str:
     more = ", ..." if trace.conflicts > len(trace.first) else ""
-    return f"in {trace.conflicts} of {plural(trace.of, 'channel')}: {', '.join(map(str, trace.first))}{more}"
+    return f"in {trace.conflicts} of {plural(trace.of, 'channel' if trace.of == trace.channels else 'element')}: {', '.join(map(str, trace.first))}{more}"
 
 
 def _way(path: Sequence[Hop], every: bool) -> str:

@@ -47,7 +47,7 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
         plan.absorb(regauge)
         broken = out_of_range(regauge)
         if not broken:
-            tracing.show(graph, wiring, plan.fate, plan.solution.scale, regauge, GUARD)
+            tracing.show(graph, wiring, plan.fate, plan.refused, plan.solution.scale, regauge, GUARD)
             return plan.finish(regauge)
         # A constant left the range of its stored type: the layers that ask for it stay, and everything is solved again.
         blamed = plan.layers_asking_for(broken)

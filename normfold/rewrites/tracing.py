@@ -17,13 +17,14 @@ from normfold.algebra.solve import Answer
 from normfold.graph import Graph, Node, Value
 from normfold.ops.regauge import Regauge
 from normfold.ops.wiring import AffineLayer, Wiring
+from normfold.record import Refusal
 from normfold.rewrites.stops import find_stops
-from normfold.rewrites.trace import Absorbed, Hop, Range, Region, Side, Trace
+from normfold.rewrites.trace import Absorbed, Hop, Range, Region, Side, Stop, Trace
 from normfold.rewrites.view import View, elements_of
 
 _OFFSETS = {  # constants that add to the output
-    **{kind: (2,) for kind in ("Conv", "ConvTranspose", "Gemm", "BatchNormalization")},
-    **{kind: (0, 1) for kind in ("Add", "Sub", "Sum")},
+    **dict.fromkeys(("Conv", "ConvTranspose", "Gemm", "BatchNormalization"), (2,)),
+    **dict.fromkeys(("Add", "Sub", "Sum"), (0, 1)),
 }
 
 
@@ -49,11 +50,19 @@ def watching(labels: Collection[str]) -> Generator[dict[str, Trace]]:
         _WATCH.reset(token)
 
 
-def show(graph: Graph, wiring: Wiring, fate: Mapping[AffineLayer, Answer], scale: Floats, regauge: Regauge, guard: float) -> None:
+def show(
+    graph: Graph,
+    wiring: Wiring,
+    fate: Mapping[AffineLayer, Answer],
+    refused: Mapping[AffineLayer, Refusal],
+    scale: Floats,
+    regauge: Regauge,
+    guard: float,
+) -> None:
     """Hand a solution to whoever watches, before the graph is edited by it.
 
-    graph: as it was before; wiring belongs to its copy.  scale: s of every unknown.  regauge: the gauges, with the constants
-    already replaced.  guard: the bound of the precision rule.
+    graph: as it was before; wiring belongs to its copy.  refused: the layers that were not even tried.  scale: s of every
+    unknown.  regauge: the gauges, with the constants already replaced.  guard: the bound of the precision rule.
     """
     watch = _WATCH.get()
     if watch is None:
@@ -65,7 +74,9 @@ def show(graph: Graph, wiring: Wiring, fate: Mapping[AffineLayer, Answer], scale
     for layer in layers:
         known = watch.seen.get(layer.y.name)
         if known is None or not known.regions:  # a later run of the rewrite says more than a refusal in an earlier one
-            watch.seen[layer.y.name] = _trace(layer, view, regauge, guard)
+            trace = watch.seen[layer.y.name] = _trace(layer, view, regauge, guard)
+            if layer in refused:
+                _untried(layer, refused[layer].code, trace, view)
 
 
 def _trace(layer: AffineLayer, view: View, regauge: Regauge, guard: float) -> Trace:
@@ -93,7 +104,24 @@ def _trace(layer: AffineLayer, view: View, regauge: Regauge, guard: float) -> Tr
         if beyond.any():
             trace.conflicts, trace.of, trace.first = elements_of(beyond)
             trace.lost = _range(ratio[beyond])
+            readers = [node for node in view.around(view.value(layer.x)) if view.value(layer.x) not in node.outputs]
+            trace.stops = [_here("input", "precision", node) for node in readers if node is not view.node_of(layer)]
     return trace
+
+
+def _untried(layer: AffineLayer, code: str, trace: Trace, view: View) -> None:
+    """Name what stands beside a layer that was refused at sight."""
+    y = view.value(layer.y)
+    if code == "captured":
+        trace.stops = [_here("output", code, use.node) for use in y.uses if use.slot < 0]
+    elif code == "branch-of-sum":
+        trace.stops = [_here("output", code, use.node) for use in y.uses if use.node.kind in ("Add", "Sub", "Sum")]
+    elif code == "zero-gamma":
+        trace.conflicts, trace.of, trace.first = elements_of(layer.a == 0)
+
+
+def _here(side: Side, code: str, node: Node) -> Stop:
+    return Stop(side, code, node.kind, node.label, "", [])
 
 
 def _travel(layer: AffineLayer, trace: Trace, view: View, regauge: Regauge) -> None:
