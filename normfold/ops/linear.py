@@ -6,6 +6,7 @@ import numpy as np
 
 from normfold.algebra import absorb
 from normfold.graph import Graph, Node, Value
+from normfold.ops.attention import wire_mixing
 from normfold.ops.regauge import Regauge
 from normfold.ops.rule import OpRule
 from normfold.ops.wiring import Wiring, is_foldable
@@ -106,7 +107,7 @@ def _matmul_ends(node: Node, graph: Graph) -> tuple[Value, Value, bool] | None:
 def _wire_matmul(node: Node, w: Wiring) -> None:
     ends, y = _matmul_ends(node, w.graph), node.output
     if ends is None:
-        return w.pin_node(node)
+        return wire_mixing(node, w)
     x, weight, on_right = ends
     back = 1 if on_right else 2
     if x.rank is None or y.rank is None:
@@ -127,7 +128,8 @@ def _wire_matmul(node: Node, w: Wiring) -> None:
 
 def _absorb_matmul(node: Node, g: Regauge) -> None:
     ends = _matmul_ends(node, g.graph)
-    assert ends is not None
+    if ends is None:  # a product of two computed tensors holds no constant
+        return
     x, like, on_right = ends
     stored = like.const.float64() if like.const is not None else np.zeros((0, 0))
     weight = stored if on_right else stored.T
