@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from normfold.pipeline.explaining import Explanation
 from normfold.report.words import plural, shown
 from normfold.rewrites.trace import Absorbed, Hop, Range, Region, Stop, Trace
 
-ROWS = 12  # constants, tensors and layers named without -v
+ROWS = 6  # of each list, without -v
 HOPS = 5  # steps of a path named without -v
 
 _STYLES = {"deleted": "green", "shift": "yellow", "kept": "red"}
@@ -85,39 +83,38 @@ def _oddities(trace: Trace) -> str:
 def _journey(trace: Trace, console: Console, every: bool) -> None:
     _title(console, "Where scale and shift go")
     for region in trace.regions[: None if every else ROWS]:
-        _print(console, _region(region, trace, every), 2)
+        _print(console, _region(region, every), 2)
     if trace.partners:
         _print(console, f"on the same tensors, deleted with it: {_some(trace.partners, every)}", 2)
-    rows = trace.absorbed if every else trace.absorbed[:ROWS]
-    if not rows:
-        return
-    _title(console, "Constants that take them up")
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
-    table.add_column("constant", overflow="fold", ratio=3)
-    table.add_column("times", overflow="fold", justify="right", ratio=2)
-    table.add_column("plus", overflow="fold", justify="right", ratio=2)
-    table.add_column("reached", overflow="fold", ratio=4)
-    for row in rows:
-        cells = (row.parameter, _span(row.factor), _span(row.offset), _reached(row, every))
-        table.add_row(*(Text(shown(cell)) for cell in cells))
-    console.print(Padding(table, (0, 0, 0, 2), expand=False))
-    if len(rows) < len(trace.absorbed):
-        _print(console, f"and {len(trace.absorbed) - len(rows)} more (-v shows all)", 2)
+    ops: dict[tuple[str, str, str], list[Absorbed]] = {}
+    for item in trace.absorbed:
+        ops.setdefault((item.op, item.name, item.role), []).append(item)
+    if ops:
+        _title(console, "What takes them up")
+    for (op, name, role), items in list(ops.items())[: None if every else ROWS]:
+        verb = {"writes": "makes", "reads": "reads", "passes": "passes on"}[role]
+        end = items[0].path[-1].tensor if items[0].path else f"its {items[0].side}"
+        _print(console, Text.assemble((shown(f"{op} ({name})"), "bold"), shown(f" {verb} {end}")), 2)
+        _print(console, "; ".join(_change(item, name) for item in items), 4)
+        if items[0].path:
+            _print(console, Text(shown(_way(items[0].path, every)), style="dim"), 4)
+    if not every and len(ops) > ROWS:
+        _print(console, f"and {plural(len(ops) - ROWS, 'operation')} more (-v shows all)", 2)
 
 
-def _region(region: Region, trace: Trace, every: bool) -> str:
+def _change(item: Absorbed, name: str) -> str:
+    """``weight times [0.5, 2]``, by the last part of the name where the rest is the operation's own."""
+    parameter = item.parameter.removeprefix(f"{name}.")
+    parts = [f"times {_span(item.factor)}"] if item.factor is not None else []
+    parts += [f"plus {_span(item.offset)}"] if item.offset is not None else []
+    return f"{parameter} {', '.join(parts) or 'plus what is computed at run time'}"
+
+
+def _region(region: Region, every: bool) -> str:
     where = {"input": "its input", "output": "its output"}[region.side]
     where = f"{where}, beyond {region.beyond}" if region.beyond else where
     text = f"{where}: {plural(len(region.tensors), 'tensor')} stored times {_span(region.scale)}, plus {_span(region.shift)}"
     return f"{text}; passed on by {_some(region.ops, every)}" if region.ops else text
-
-
-def _reached(row: Absorbed, every: bool) -> str:
-    role = {"writes": "makes", "reads": "reads", "passes": "passes on"}[row.role]
-    end = f"{row.op} ({row.name}) {role}"
-    if not row.path:
-        return f"{end} {'its input' if row.side == 'input' else 'its output'}"
-    return f"{end} {row.path[-1].tensor}, {_way(row.path, every)}"
 
 
 def _conflict(trace: Trace, console: Console, every: bool) -> None:
@@ -132,7 +129,7 @@ def _conflict(trace: Trace, console: Console, every: bool) -> None:
             _print(console, f"{_SIDES[side]}:", 2)
         for stop in stops if every else stops[:ROWS]:
             _print(console, _stop(stop), 4)
-            _print(console, Text(_way(stop.path, every) if stop.path else "directly", style="dim"), 6)
+            _print(console, Text(shown(_way(stop.path, every)) if stop.path else "directly", style="dim"), 6)
 
 
 def _stop(stop: Stop) -> Text:
@@ -143,7 +140,8 @@ def _stop(stop: Stop) -> Text:
 
 def _channels(trace: Trace) -> str:
     more = ", ..." if trace.conflicts > len(trace.first) else ""
-    return f"in {trace.conflicts} of {plural(trace.of, 'channel' if trace.of == trace.channels else 'element')}: {', '.join(map(str, trace.first))}{more}"
+    kind = "channel" if trace.of == trace.channels else "element"
+    return f"in {trace.conflicts} of {plural(trace.of, kind)}: {', '.join(map(str, trace.first))}{more}"
 
 
 def _way(path: Sequence[Hop], every: bool) -> str:

@@ -218,12 +218,13 @@ def _taken(
         else:
             scaled = s_y * before if s_y.size in (1, before.size) else before
             factor, offset = _factor(before, scaled), _range(after - scaled)
-        name = (old.param or old.name) if old is not None else f"bias of {node.label} (new)"
+            factor = None if factor == (1.0, 1.0) else factor
+        name = (old.param or old.name) if old is not None else f"{node.label}.bias (new)"
         yield Absorbed(name, node.kind, node.label, role, side, factor, offset, paths[value])
     behind = regauge.moved.get(twin.output)
     if behind is not None:
         offset = None if behind[1] is None else _range(behind[1])
-        yield Absorbed(f"Add behind {node.label} (new)", "Add", node.label, role, side, None, offset, paths[value])
+        yield Absorbed(f"{node.label}.Add behind it (new)", "Add", node.label, role, side, None, offset, paths[value])
 
 
 def _factor(before: Floats, after: Floats) -> Range | None:
