@@ -81,6 +81,7 @@ case("Round", a(0.5, 1.5, 2.5, -0.5, dtype=np.float32))
 for kind in ("Add", "Sub", "Mul", "Div"):
     case(kind, f(2, 3, 4), p(3, 1))
     case(kind, i(-9, 9, 5), a(2, -2, 3, -3, 4))
+case("Div", a(-7, 7, -7, 7), a(2, -2, -2, 2))
 case("Pow", p(2, 3), f(3))
 case("Pow", f(2, 3), a(2))
 case("Pow", i(-3, 4, 5), a(2.0, dtype=np.float32))
@@ -208,6 +209,7 @@ for reduction in ("add", "mul", "max", "min"):
     case("ScatterElements", f(4, 5), a([3, 1, 1, 4], [0, 2, 2, 2]), f(2, 4), axis=1, reduction=reduction)
     case("ScatterND", f(4, 5), a([3], [1], [1]), f(3, 5), reduction=reduction)
 case("ScatterND", f(4, 5), a([3, 1], [0, 2]), f(2))
+case("ScatterND", f(4, 5), a([[3, 1], [0, 2], [1, 1]], [[0, 0], [2, 4], [3, 3]]), f(2, 3))
 case("TopK", f(3, 6), a(2), outputs=2)
 case("TopK", a(1, 3, 3, 2, 3, dtype=np.float32), a(4), outputs=2)
 case("TopK", f(6, 3), a(2), axis=0, largest=0, outputs=2)
@@ -259,6 +261,8 @@ case("ConvTranspose", f(1, 2, 4, 5), f(2, 3, 3, 3), strides=(3, 2), output_shape
 case("ConvTranspose", f(1, 2, 4, 5), f(2, 3, 3, 3), strides=(3, 2), output_shape=(11, 10), auto_pad="SAME_UPPER")
 case("ConvInteger", a(*range(32), dtype=np.uint8).reshape(1, 2, 4, 4), a(*range(8), dtype=np.uint8).reshape(2, 1, 2, 2),
      np.array(3, np.uint8), a(1, dtype=np.uint8).reshape(()), pads=(1, 0, 0, 1), strides=(1, 2), group=2)  # fmt: skip
+case("ConvInteger", a(*range(18), dtype=np.uint8).reshape(1, 2, 3, 3), a(*range(16), dtype=np.uint8).reshape(2, 2, 2, 2),
+     np.array(3, np.uint8), a(1, 5, dtype=np.uint8), judge="onnx")  # fmt: skip
 case("Col2Im", f(1, 6 * 2, 6), a(4, 5), a(2, 3), pads=(0, 0, 0, 0), strides=(1, 2), judge="onnx")
 case("Col2Im", f(1, 6, 20), a(4, 5), a(2, 3), pads=(1, 1, 0, 1), judge="onnx")
 case("Col2Im", f(1, 4, 9), a(5, 5), a(2, 2), dilations=(2, 2), judge="onnx")
@@ -299,6 +303,7 @@ case("LpNormalization", np.zeros((2, 3), np.float32))
 case("LpNormalization", f(2, 3, 4), axis=1, p=1)
 case("MeanVarianceNormalization", f(2, 3, 4, 5))
 case("MeanVarianceNormalization", f(2, 3, 4, 5), axes=(1, 2))
+case("MeanVarianceNormalization", f(2, 3, 4, 5) * np.float32(1e-8), judge="onnx", tolerance=1e-5)
 case("LRN", f(2, 7, 3, 3), size=3, alpha=0.5, beta=0.6, bias=2.0)
 case("LRN", f(2, 7, 3, 3), size=3)
 case("LRN", f(2, 7, 3, 2), size=5, alpha=0.5)
@@ -350,6 +355,8 @@ case("Resize", f(1, 1, 6, 8), mode="linear", sizes=(9, 9), axes=(2, 3), keep_asp
 for extra in ({}, {"extrapolation_value": 2.5}):
     case("Resize", f(1, 1, 6, 8), mode="linear", sizes=(1, 1, 5, 5), coordinate_transformation_mode="tf_crop_and_resize",
          roi=a(0, 0, 0.2, -0.1, 1, 1, 0.7, 1.2, dtype=np.float32), **extra)  # fmt: skip
+case("Resize", f(1, 1, 6, 8), mode="linear", sizes=(1, 1, 5, 1), coordinate_transformation_mode="tf_crop_and_resize",
+     roi=a(0, 0, 0.2, 0.3, 1, 1, 0.7, 0.6, dtype=np.float32))  # fmt: skip
 case("Resize", f(2, 3, 8), mode="linear", scales=a(1, 1, 0.5, dtype=np.float32))
 GRID = (RNG.uniform(-1.4, 1.4, (2, 4, 5, 2))).astype(np.float32)
 for mode in ("linear", "nearest", "cubic"):
@@ -402,4 +409,5 @@ case("DFT", f(2, 6, 1), onesided=1, tolerance=1e-5)
 case("DFT", f(2, 6, 2), inverse=1, tolerance=1e-5)
 case("STFT", f(2, 16, 1), np.array(4), np.float32(p(6)), np.array(6), tolerance=1e-5)
 case("STFT", f(2, 16, 1), np.array(4), None, np.array(6), onesided=0, tolerance=1e-5)
+case("STFT", f(2, 16, 2), np.array(4), np.float32(p(6)), np.array(6), onesided=0, judge="onnx", tolerance=1e-5)
 case("Det", f(2, 3, 3), judge="onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -236,6 +237,12 @@ def test_gemm_acts_on_the_last_axis_of_any_rank(make: Make) -> None:
     np.testing.assert_allclose(y, a[..., :3] + c)
 
 
+def test_erf_is_right_to_the_last_digits_of_float64(make: Make) -> None:
+    x = np.concatenate([np.linspace(-6.5, 6.5, 2601), [0.46875, 4.0, 1e-300, 0.0, -0.0]])
+    (y,) = evaluate(make("Erf", 1), [x])
+    np.testing.assert_allclose(y, [math.erf(item) for item in x], rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize(
     "kind, inputs, attrs, words",
     [
@@ -248,6 +255,7 @@ def test_gemm_acts_on_the_last_axis_of_any_rank(make: Make) -> None:
         ("Relu", [np.zeros(4)], {"slope": 0.1}, "attribute slope"),
         ("RandomNormal", [], {}, "random"),
         ("Softmax", [np.zeros((2, 2))], {"axis": 2}, "axis 2"),
+        ("DFT", [np.zeros((2, 6, 1))], {"axis": 2}, "axis 2 of shape"),
         ("LSTM", [np.zeros((1, 1, 2)), np.zeros((1, 8, 2)), np.zeros((1, 8, 2))], {"activations": ["A", "B", "C"]}, "activation"),
         ("Reshape", [np.zeros(4), np.array([3])], {}, "failed"),
         ("Gather", [np.zeros(4), np.array([9])], {}, "failed"),
@@ -319,6 +327,6 @@ def test_attention_neither_overflows_nor_divides_by_nothing(make: Make) -> None:
 
 
 def test_attention_refuses_a_mask_for_fewer_keys(make: Make) -> None:
-    with pytest.raises(CannotTell, match="mask"):
-        _attended(make, np.zeros((3, 4)))
+    with pytest.raises(CannotTell, match="a mask of 4 for 5 keys"):
+        _attended(make, np.zeros((1, 1, 3, 4)))
     assert _attended(make, np.zeros((1, 1, 3, 5))).shape == (1, 2, 3, 6)
