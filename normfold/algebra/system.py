@@ -37,6 +37,7 @@ class System:
         self.scale_pins: list[Demand] = []
         self.positive: list[Demand] = []
         self.shift_zeros: list[Demand] = []
+        self.relaxable_zeros: list[Demand] = []
         self.wished_zeros: list[Ints] = []
         self.asker = -1
         self._joins: list[tuple[Ints, Ints]] = []
