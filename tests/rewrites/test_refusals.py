@@ -179,7 +179,7 @@ def _gate(b: Builder) -> None:
 
 
 def _sum(b: Builder) -> None:
-    y = b.op("ReduceSum", b.bn(b.relu(b.conv(b.input("x", IMAGE), 4)), name="bn"), shape=("N", 4), axes=(2, 3), keepdims=0)
+    y = b.op("ReduceSum", b.bn(b.relu(b.conv(b.input("x", ("N", 4, 6, "W")), 4)), name="bn"), shape=("N", 4), axes=(2, 3), keepdims=0)
     b.output(b.gemm(y, 3))
 
 
