@@ -43,15 +43,20 @@ def conv_weight(weight: Floats, gauges: Gauges, groups: int) -> Floats:
     return scaled
 
 
-def conv_bias(weight: Floats, bias: Floats, gauges: Gauges, groups: int) -> Floats:
-    """b' [O] of an unpadded convolution (or of a padded one with t_x = 0)."""
-    moved = 0.0
-    if np.any(gauges.t_x != 0.0):
-        out, per_group = weight.shape[:2]
-        taps = weight.reshape(groups, out // groups, per_group, -1).sum(axis=3)
-        offset = (gauges.t_x / gauges.s_x).reshape(groups, 1, per_group)
-        moved = (taps * offset).sum(axis=2).reshape(out)
-    return gauges.s_y * (bias - moved) + gauges.t_y
+def conv_taps(weight: Floats, gauges: Gauges, groups: int) -> Floats:
+    """s_y sum_i W[:, i] t_x[i] / s_x[i], shape [O, *kernel]: what the shift of the input adds at each tap of a window."""
+    out, per_group = weight.shape[:2]
+    if not np.any(gauges.t_x != 0.0):
+        return np.zeros((out, *weight.shape[2:]))
+    grouped = weight.reshape(groups, out // groups, per_group, -1)
+    offset = (gauges.t_x / gauges.s_x).reshape(groups, 1, per_group, 1)
+    taps = (grouped * offset).sum(axis=2).reshape(out, *weight.shape[2:])
+    return taps * gauges.s_y.reshape(out, *(1,) * (weight.ndim - 2))
+
+
+def conv_bias(bias: Floats, taps: Floats, gauges: Gauges) -> Floats:
+    """b' [O] of a convolution whose windows lie inside the input; `taps` is [O, *kernel] (see `conv_taps`)."""
+    return gauges.s_y * bias - taps.reshape(len(taps), -1).sum(axis=1) + gauges.t_y
 
 
 def conv_transpose_weight(weight: Floats, gauges: Gauges, groups: int) -> Floats:
@@ -61,6 +66,16 @@ def conv_transpose_weight(weight: Floats, gauges: Gauges, groups: int) -> Floats
     s_y = gauges.s_y.reshape(groups, 1, per_group, *ones)
     grouped = weight.reshape(groups, inp // groups, per_group, *weight.shape[2:])
     return (grouped * s_y).reshape(weight.shape) / gauges.s_x.reshape(inp, 1, *ones)
+
+
+def conv_transpose_taps(weight: Floats, gauges: Gauges, groups: int) -> Floats:
+    """s_y sum_i W[i] t_x[i] / s_x[i], shape [O, *kernel]: what the shift of one input element adds to its outputs."""
+    inp, per_group = weight.shape[:2]
+    if not np.any(gauges.t_x != 0.0):
+        return np.zeros((groups * per_group, *weight.shape[2:]))
+    offset = (gauges.t_x / gauges.s_x).reshape(inp, *(1,) * (weight.ndim - 1))
+    taps = (weight * offset).reshape(groups, inp // groups, per_group, *weight.shape[2:]).sum(axis=1)
+    return taps.reshape(-1, *weight.shape[2:]) * gauges.s_y.reshape(-1, *(1,) * (weight.ndim - 2))
 
 
 def matrix(weight: Floats, gauges: Gauges) -> Floats:

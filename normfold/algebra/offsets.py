@@ -12,6 +12,7 @@ import numpy as np
 from normfold.algebra.ratios import Bools, Floats, Ints
 
 TOLERANCE = 1e-11  # a reduced equation 0 == rhs holds when |rhs| is below this times the largest term that went into it
+ROUNDING = 1e-13  # a value below this times the largest term of its sum is zero: an Add of 1e-17 would be a node for nothing
 NONE = -1  # fills the places of a row that hold no term
 WIDTH = 24  # an equation with more unknowns than this is refused: the cost of one more row would grow without bound
 
@@ -131,10 +132,10 @@ class Offsets:
             self._solved[self._journal.pop()] = False
 
     def solution(self) -> Floats:
-        """One value for every unknown; free unknowns are zero."""
+        """One value for every unknown; free unknowns are zero, and so is what only rounding keeps from zero."""
         every = np.arange(len(self))
-        _, _, rhs, _ = self._reduce(every[:, None], np.ones((len(self), 1)), np.zeros(len(self)))
-        return -rhs
+        _, _, rhs, largest = self._reduce(every[:, None], np.ones((len(self), 1)), np.zeros(len(self)))
+        return np.where(np.abs(rhs) <= ROUNDING * largest, 0.0, -rhs)
 
 
 def _merge(term: Ints, coef: Floats) -> tuple[Ints, Floats]:

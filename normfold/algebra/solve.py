@@ -67,9 +67,29 @@ def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) ->
     """Grant as many wishes as the order allows.
 
     A wish that cannot be granted whole and has no shift form is dropped, and everything is solved again without it, so that the
-    gauges it had asked for do not linger.  The identity is always a solution, so this ends.
+    gauges it had asked for do not linger.  The identity is always a solution, so this ends.  Zeros that may be relaxed are held
+    first, and given up only when that deletes more.
     """
     system.build()
+    strict = _grant(system, wishes, guard)
+    held_up = any(answer.stage == "shift" and not wish.late for wish, answer in zip(wishes, strict.answers, strict=True))
+    if not system.relaxable_zeros or not held_up:
+        return strict
+    state = system.magnitude, system.sign, system.shift
+    system.build(relaxed=True)
+    relaxed = _grant(system, wishes, guard)
+    if _deleted(relaxed) > _deleted(strict):
+        return relaxed
+    system.magnitude, system.sign, system.shift = state
+    return strict
+
+
+def _deleted(solution: Solution) -> int:
+    return sum(answer.verdict == "deleted" for answer in solution.answers)
+
+
+def _grant(system: System, wishes: Sequence[Wish], guard: Guard | None) -> Solution:
+    """One pass over all wishes on a system that was just built."""
     start = system.mark()
     answers = [Answer() for _ in wishes]
     wanted = [True] * len(wishes)
@@ -103,8 +123,7 @@ def solve(system: System, wishes: Sequence[Wish], guard: Guard | None = None) ->
                 else:
                     answers[index] = Answer("kept", "shift", conflict)
                     failed.append(index)
-            for labels in system.wished_zeros:
-                system.shift.zero_where_possible(labels)
+            system.grant_wished_zeros()
         if failed:
             _drop(wanted, failed)
             continue

@@ -38,7 +38,7 @@ class System:
         self.positive: list[Demand] = []
         self.shift_zeros: list[Demand] = []
         self.relaxable_zeros: list[Demand] = []
-        self.wished_zeros: list[Ints] = []
+        self._wished_zeros: dict[int, list[Ints]] = {}
         self.asker = -1
         self._joins: list[tuple[Ints, Ints]] = []
         self._sums: list[tuple[Ints, Floats]] = []
@@ -47,6 +47,7 @@ class System:
         self._magnitude_askers: list[int] = []
         self._sum_askers: list[int] = []
         self._links: Ratios | None = None
+        self._relaxed = False
         self.magnitude = Ratios(1)
         self.sign = Ratios(1)
         self.shift = Offsets(1)
@@ -82,13 +83,13 @@ class System:
         """Demand s > 0."""
         self.positive.append(Demand(labels, "sign", subject, self.asker))
 
-    def zero_shift(self, labels: Ints, code: str, subject: str) -> None:
-        """Demand t == 0."""
-        self.shift_zeros.append(Demand(labels, code, subject, self.asker))
+    def zero_shift(self, labels: Ints, code: str, subject: str, *, relaxable: bool = False) -> None:
+        """Demand t == 0; a relaxable demand may be given up for a node that makes up for it (a border map)."""
+        (self.relaxable_zeros if relaxable else self.shift_zeros).append(Demand(labels, code, subject, self.asker))
 
-    def wish_zero_shift(self, labels: Ints) -> None:
-        """Prefer t == 0 where nothing else is asked."""
-        self.wished_zeros.append(labels)
+    def wish_zero_shift(self, labels: Ints, *, tier: int = 0) -> None:
+        """Prefer t == 0 where nothing else is asked; all wishes of a lower tier come first."""
+        self._wished_zeros.setdefault(tier, []).append(labels)
 
     def sum_shifts(self, total: Ints, parts: Sequence[tuple[float, Ints]]) -> None:
         """Demand ``t[total] == sum(coef * t[part])`` (arrays broadcast)."""
@@ -101,11 +102,14 @@ class System:
 
     # ---- solving --------------------------------------------------------------------------------------------------
 
-    def build(self) -> None:
-        """Apply every hard constraint.  They hold for the identity gauge, so they never contradict each other."""
-        for ratios in (self.magnitude, self.sign):
-            ratios.grow(self.scale_count)
-        self.shift.grow(self.shift_count)
+    def build(self, *, relaxed: bool = False) -> None:
+        """Start afresh with every hard constraint.  They hold for the identity gauge, so they never contradict each other.
+
+        relaxed: relaxable zeros are wishes, not demands.
+        """
+        self._relaxed = relaxed
+        self.magnitude, self.sign = Ratios(self.scale_count), Ratios(self.scale_count)
+        self.shift = Offsets(self.shift_count)
         for a, b in (_flat(a, b) for a, b in self._joins):
             self.magnitude.join(a, b)
             self.sign.join(a, b)
@@ -115,7 +119,7 @@ class System:
         self.magnitude.join(pins, np.zeros_like(pins))
         positive = np.concatenate([pins, _gather(demand.labels for demand in self.positive)])
         self.sign.join(positive, np.zeros_like(positive))
-        zeros = _gather(demand.labels for demand in self.shift_zeros)
+        zeros = _gather(demand.labels for demand in self.shift_zeros + ([] if relaxed else self.relaxable_zeros))
         for term, _ in self._sums:
             self.shift.prefer(term)
         if zeros.size:
@@ -134,6 +138,13 @@ class System:
         self.magnitude.rollback(mark[0])
         self.sign.rollback(mark[1])
         self.shift.rollback(mark[2])
+
+    def grant_wished_zeros(self) -> None:
+        """Set t == 0 where that is wished and nothing contradicts: first what would need the largest new nodes."""
+        if self._relaxed:
+            self.shift.zero_where_possible(_gather(demand.labels for demand in self.relaxable_zeros))
+        for tier in sorted(self._wished_zeros):
+            self.shift.zero_where_possible(_gather(self._wished_zeros[tier]))
 
     # ---- explaining -----------------------------------------------------------------------------------------------
 
@@ -169,7 +180,7 @@ class System:
     def zeros_at(self, labels: Ints) -> list[Demand]:
         """Zero-shift demands made on one of `labels` itself."""
         wanted = np.unique(labels)
-        return [demand for demand in self.shift_zeros if np.isin(demand.labels, wanted[wanted > 0]).any()]
+        return [demand for demand in self.shift_zeros + self.relaxable_zeros if np.isin(demand.labels, wanted[wanted > 0]).any()]
 
 
 def _flat(a: Ints, b: Ints) -> tuple[Ints, Ints]:

@@ -93,8 +93,12 @@ def _wire_add(node: Node, w: Wiring) -> None:
 
 
 def _shift_axes(x_shift: Ints, k: Floats) -> set[int]:
-    """Axes along which the sum's shift may vary: those of x; those of K where x cannot move (preprocessing)."""
-    return set(varying(x_shift) or varying(k))
+    """Axes along which the sum's shift may vary: those of x; where x cannot move the one of K (preprocessing).
+
+    A K over several axes (an attention bias, say) would ask for as many unknowns as it has elements.
+    """
+    own = varying(x_shift) or varying(k)
+    return set(own) if x_shift.any() or len(own) < 2 else set()
 
 
 def _keeps_shape(x: Value, constant: Floats) -> bool:

@@ -7,6 +7,7 @@ import numpy as np
 from normfold.algebra import absorb
 from normfold.graph import Graph, Node, Value
 from normfold.ops.attention import wire_mixing
+from normfold.ops.border_map import add_border_map
 from normfold.ops.regauge import Regauge
 from normfold.ops.rule import OpRule
 from normfold.ops.wiring import Wiring, is_foldable
@@ -30,11 +31,12 @@ def _wire_conv(node: Node, w: Wiring) -> None:
     if x is None or weight is None or not _foldable(node, w.graph):
         return w.pin_node(node)
     w.even_out(x, {1})
+    may_map = w.inserts.border_map and not y.captured
     if node.kind == "ConvTranspose":
         # Even without padding a constant input gives one output per phase and border.
-        w.zero_shift(x, "transposed-conv", node)
+        w.zero_shift(x, "transposed-conv", node, relaxable=may_map)
     elif zero_padded(node):
-        w.zero_shift(x, "zero-padding", node)
+        w.zero_shift(x, "zero-padding", node, relaxable=may_map)
     w.set_fresh(y, (1,))
     w.weight(weight, node, x, y, (node.kind, int(node.attrs.get("group", 1))))
     return None
@@ -48,7 +50,11 @@ def _absorb_conv(node: Node, g: Regauge) -> None:
     assert like is not None
     if g.rescales(_input(node), node.output):
         g.replace(node, 1, absorb.conv_weight(weight, gauges, groups))
-    g.set_bias(node, 2, absorb.conv_bias(weight, bias, gauges, groups), like)
+    taps = absorb.conv_taps(weight, gauges, groups)
+    g.set_bias(node, 2, absorb.conv_bias(bias, taps, gauges), like)
+    if taps.any() and zero_padded(node):
+        inside = taps.reshape(len(taps), -1).sum(axis=1).reshape(-1, *(1,) * (weight.ndim - 2))
+        add_border_map(node, -taps[:, None], inside, like, g)
 
 
 def _absorb_conv_transpose(node: Node, g: Regauge) -> None:
@@ -61,6 +67,9 @@ def _absorb_conv_transpose(node: Node, g: Regauge) -> None:
     if g.rescales(_input(node), node.output):
         g.replace(node, 1, absorb.conv_transpose_weight(weight, gauges, groups))
     g.set_bias(node, 2, gauges.s_y * bias + gauges.t_y, like)
+    taps = absorb.conv_transpose_taps(weight, gauges, groups)
+    if taps.any():
+        add_border_map(node, -taps[None], np.zeros((outputs, *(1,) * (weight.ndim - 2))), like, g)
 
 
 def _wire_gemm(node: Node, w: Wiring) -> None:
@@ -118,9 +127,10 @@ def _wire_matmul(node: Node, w: Wiring) -> None:
     if y.captured:  # a sub-graph reads it by name: no Add can come between
         w.zero_shift(x, "captured", node)
     # It has no bias of its own: a shift costs an Add.
-    for value in (x, y):
-        if w.insert_nodes:
-            w.system.wish_zero_shift(w.of(value).shift)
+    # Outputs first: where a bias has to come in anyway, the shift of the input costs nothing more.
+    for tier, value in enumerate((y, x)):
+        if w.inserts.bias:
+            w.system.wish_zero_shift(w.of(value).shift, tier=tier)
         else:
             w.zero_shift(value, "needs-bias", node)
     return None
@@ -139,21 +149,9 @@ def _absorb_matmul(node: Node, g: Regauge) -> None:
         folded = absorb.matrix(weight, gauges)
         g.replace(node, 1 if on_right else 0, folded if on_right else folded.T)
     if np.any(offset != 0.0):
-        _add_behind(node, offset if on_right else offset[:, None], like, g)
-
-
-def _add_behind(node: Node, offset: absorb.Floats, like: Value, g: Regauge) -> None:
-    """Put ``Add(y, offset)`` behind `node`; the sum takes over the readers (a rank-1 bias fuses into Gemm in most runtimes)."""
-    graph, y = g.graph, node.output
-    total = graph.value(f"{y.name}_biased", y.shape, y.dtype)
-    graph.replace_uses(y, total)
-    graph.outputs = [total if value is y else value for value in graph.outputs]
-    bias = graph.derived(like, offset, suffix="bias")
-    bias.param = ""
-    g.inserted.append(graph.insert_after(node, Node("Add", [y, bias], [total], name=f"{node.name}_bias", module=node.module)))
-    g.moved[y] = (total, offset)
-    g.stands_for[total] = y
-    g.note_bias(node, like)
+        # A bias of rank 1 fuses into Gemm in most runtimes.
+        g.add_behind(node, offset if on_right else offset[:, None], like, "bias")
+        g.note_bias(node, like)
 
 
 def _input(node: Node) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 
 import numpy as np
 
@@ -17,9 +18,9 @@ class Regauge:
     """Scale and shift of every value, and the edits that put them into constants.
 
     changed: parameter names that were replaced, by node.
-    inserted: nodes put in.
+    inserted: how many of what was put in ("bias Add", "border map").
     stands_for: an inserted value -> the value of the old graph whose regauged form it is.
-    moved: a value whose regauged form is now made by an inserted Add -> (that form, what the Add adds).
+    moved: a value whose regauged form is now made by an inserted Add -> (that form, what the Add adds; None: not a constant).
     """
 
     def __init__(self, wiring: Wiring, scale: Floats, shift: Floats) -> None:
@@ -29,12 +30,12 @@ class Regauge:
         self._made: dict[tuple[Value, bytes], Value] = {}
         self._shared: set[Value] = set()
         self.changed: dict[Node, list[str]] = {}
-        self.inserted: list[Node] = []
+        self.inserted: Counter[str] = Counter()
         self.stands_for: dict[Value, Value] = {}
-        self.moved: dict[Value, tuple[Value, Floats]] = {}
+        self.moved: dict[Value, tuple[Value, Floats | None]] = {}
 
     def labels(self, value: Value) -> Labels:
-        return self._wiring.of(value)
+        return self._wiring.of(self.stands_for.get(value, value))
 
     def scale(self, value: Value) -> Floats:
         """s of `value`, broadcastable to its shape."""
@@ -89,6 +90,27 @@ class Regauge:
             value.param = ""
             self.graph.set_input(node, slot, value)
             self.note_bias(node, like)
+
+    def add_behind(self, node: Node, addend: Array | Value, like: Value, suffix: str) -> None:
+        """Put ``Add(y, addend)`` behind `node`: what `node` makes lacks `addend` of the regauged y.  The sum takes over the readers.
+
+        addend: a float64 array to be stored in `like`'s type, or a value made by a node in front of `node`'s readers.
+        """
+        graph, y = self.graph, node.output
+        total = graph.value(f"{y.name}_{suffix}", y.shape, y.dtype)
+        graph.replace_uses(y, total)
+        graph.outputs = [total if value is y else value for value in graph.outputs]
+        if isinstance(addend, Value):
+            anchor, term = addend.producer or node, addend
+            self.moved[y] = (total, None)
+        else:
+            anchor, term = node, graph.derived(like, addend, suffix=suffix)
+            term.param = ""
+            self.moved[y] = (total, addend)
+        label = f"{node.name}_{suffix}" if node.name else ""
+        graph.insert_after(anchor, Node("Add", [y, term], [total], name=label, module=node.module))
+        self.inserted["border map" if suffix == "border" else f"{suffix} Add"] += 1
+        self.stands_for[total] = y
 
     def note_bias(self, node: Node, like: Value) -> None:
         """Record that `node` got a bias beside the weight `like`."""

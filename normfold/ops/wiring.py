@@ -43,6 +43,19 @@ class AffineLayer:
     rms: Floats | None = None
 
 
+@dataclass(frozen=True)
+class Inserts:
+    """Which nodes may be put in so that a layer can go.
+
+    bias: an Add behind a MatMul, which has no bias.  shift: what is left of a layer whose scale alone could go.
+    border_map: an Add of what a zero-padded convolution makes of a shifted input.
+    """
+
+    bias: bool = False
+    shift: bool = False
+    border_map: bool = False
+
+
 Role = tuple[str | int, ...]
 Rule = Callable[[Node, "Wiring"], None]
 
@@ -50,13 +63,13 @@ Rule = Callable[[Node, "Wiring"], None]
 class Wiring:
     """Labels of all values of `graph` and the system of demands on them.
 
-    rules: one function an op kind.  insert_nodes: False forbids gauges that would need a new node (a bias behind a MatMul).
+    rules: one function an op kind.  inserts: the new nodes that gauges may ask for.
     """
 
-    def __init__(self, graph: Graph, rules: Mapping[str, Rule], *, insert_nodes: bool) -> None:
+    def __init__(self, graph: Graph, rules: Mapping[str, Rule], inserts: Inserts) -> None:
         self.graph = graph
         self.system = System()
-        self.insert_nodes = insert_nodes
+        self.inserts = inserts
         self.layers: list[AffineLayer] = []
         self._labels: dict[Value, Labels] = {}
         self._weights: dict[Value, list[tuple[Node, Role, Ints, Ints]]] = {}
@@ -122,8 +135,8 @@ class Wiring:
         for value in node.outputs:
             self.set_identity(value)
 
-    def zero_shift(self, value: Value, code: str, node: Node) -> None:
-        self.system.zero_shift(self.of(value).shift, code, f"{node.kind} ({node.label})")
+    def zero_shift(self, value: Value, code: str, node: Node, *, relaxable: bool = False) -> None:
+        self.system.zero_shift(self.of(value).shift, code, f"{node.kind} ({node.label})", relaxable=relaxable)
 
     def positive(self, value: Value, node: Node) -> None:
         self.system.demand_positive(self.of(value).scale, f"{node.kind} ({node.label})")
@@ -183,7 +196,7 @@ class Wiring:
             layer.c,
             layer.unless_scale,
             layer.unless_shift,
-            shift_form=layer.kind == "norm" and self.insert_nodes,
+            shift_form=layer.kind == "norm" and self.inserts.shift,
             late=layer.kind != "norm",
         )
 

@@ -13,7 +13,7 @@ It does not touch layers that take statistics at run time, and inserts no border
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 
 import numpy as np
 
@@ -37,7 +37,7 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
     barred: dict[str, Refusal] = {}
     while True:
         twin = graph.clone()
-        wiring = Wiring(twin, {kind: rule.wire for kind, rule in op_rules().items()}, insert_nodes=policy.insert_nodes)
+        wiring = Wiring(twin, {kind: rule.wire for kind, rule in op_rules().items()}, policy.inserts)
         plan = _Plan(wiring, policy, barred)
         glued = plan.glued()
         if glued:
@@ -144,11 +144,11 @@ class _Plan:
             if verdict == "deleted":
                 fate.into = _absorbers(layer, regauge, self.wiring)
                 result.applied.append(Applied("affine", layer.node.label, f"deleted into {', '.join(fate.into) or 'nothing'}"))
-            elif answer is not None:
+            elif answer is not None and layer.kind == "norm":  # of the others nobody asks
                 guarded = layer in self.guarded and answer.stage in ("", "shift")
                 fate.refusal = REFUSALS["precision"] if guarded else explain(layer, answer, self.wiring)
             else:
-                fate.refusal = self.refused[layer]
+                fate.refusal = self.refused.get(layer)
             if verdict == "shift":
                 result.applied.append(Applied("affine", layer.node.label, "reduced to an addition"))
             result.fates.append(fate)
@@ -163,7 +163,7 @@ class _Plan:
             source = self.graph.bypass(layer.node, layer.slot)
             merged.setdefault(source, []).extend([layer.y, *merged.pop(layer.y, [])])
         _settle_names(self.graph, promises, merged, regauge)
-        result.inserted = dict(Counter("Add" for _ in regauge.inserted))
+        result.inserted = dict(regauge.inserted)
         self.graph.validate()
         return result
 
@@ -251,7 +251,8 @@ def _settle_names(
             continue
         if value in regauge.moved:  # the raw product in front of an inserted bias
             _, offset = regauge.moved[value]
-            value.gauges = tuple(Gauge(gauge.original, gauge.scale, gauge.shift - offset) for gauge in gauges)
+            lacking = np.full((), np.nan) if offset is None else offset  # NaN: no promise
+            value.gauges = tuple(Gauge(gauge.original, gauge.scale, gauge.shift - lacking) for gauge in gauges)
             graph.rename(value, f"{value.name}_unbiased", unique=True)
             continue
         gauges += tuple(gauge for other in merged.get(value, []) for gauge in promises[other])

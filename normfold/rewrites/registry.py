@@ -5,12 +5,39 @@ from __future__ import annotations
 from functools import cache
 from importlib.metadata import entry_points
 
-from normfold.rewrites import affine, constant_channels
+from normfold.rewrites import (
+    affine,
+    branches,
+    chains,
+    constant_channels,
+    dead_shift,
+    pad_into_conv,
+    preprocess,
+    shared_conv,
+    table_norm,
+    tracked_instance_norm,
+)
 from normfold.rewrites.rewrite import Rewrite
 
 
 @cache
 def rewrites() -> tuple[Rewrite, ...]:
-    """Foreign rewrites, then constant channels (one zero gamma would stop a whole layer), then the affine moves."""
+    """Foreign rewrites, then what recognises and what makes ready, then the affine moves.
+
+    Layers that the affine step should see come first; copies are made when nothing merges weights any more; constant channels
+    stand right before it (one zero gamma would stop a whole layer).
+    """
     foreign = tuple(entry.load() for entry in entry_points(group="normfold.rewrites"))
-    return (*foreign, constant_channels.REWRITE, affine.REWRITE)
+    modules = (
+        tracked_instance_norm,
+        table_norm,
+        pad_into_conv,
+        branches,
+        chains,
+        shared_conv,
+        dead_shift,
+        preprocess,
+        constant_channels,
+        affine,
+    )
+    return (*foreign, *(module.REWRITE for module in modules))

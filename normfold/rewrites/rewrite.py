@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from normfold.graph import Graph
+from normfold.ops.wiring import Inserts
 from normfold.record import Applied, Outcome, Refusal
 
 
@@ -25,8 +26,10 @@ class Policy:
     uses: Callable[[str], bool] = lambda rule: True
 
     @property
-    def insert_nodes(self) -> bool:
-        return self.objective == "norms"
+    def inserts(self) -> Inserts:
+        """The new nodes that may be put in so that a norm can go."""
+        everything = self.objective == "norms"
+        return Inserts(bias=everything, shift=everything, border_map=everything)
 
 
 @dataclass(eq=False)

@@ -33,7 +33,7 @@ def test_conv(groups: int) -> None:
     g = gauges(6, 12)
     y = F.conv2d(torch.from_numpy(x), torch.from_numpy(weight), torch.from_numpy(bias), groups=groups)
     new_weight = torch.from_numpy(absorb.conv_weight(weight, g, groups))
-    new_bias = torch.from_numpy(absorb.conv_bias(weight, bias, g, groups))
+    new_bias = torch.from_numpy(absorb.conv_bias(bias, absorb.conv_taps(weight, g, groups), g))
     stored = torch.from_numpy(x) * column(g.s_x) + column(g.t_x)
     expected = y * column(g.s_y) + column(g.t_y)
     assert torch.allclose(F.conv2d(stored, new_weight, new_bias, groups=groups), expected, rtol=0, atol=1e-12)

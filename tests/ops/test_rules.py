@@ -104,7 +104,7 @@ def test_matmul_takes_a_scale_and_gets_an_add_only_when_asked(on_right: bool) ->
         return b
 
     result = rewritten(graph().graph, "norms")
-    assert result.fates[0].outcome == "deleted" and result.inserted == {"Add": 1}
+    assert result.fates[0].outcome == "deleted" and result.inserted == {"bias Add": 1}
     kept = judged(graph().graph, "latency")["bn"]
     assert kept.outcome == "kept" and kept.refusal is not None and kept.refusal.code == "needs-bias"
 
@@ -117,7 +117,7 @@ def test_bn_goes_into_the_matmul_behind(on_right: bool) -> None:
     y = b.op("MatMul", y, b.weight(5, 3), shape=("N", 3)) if on_right else b.op("MatMul", b.weight(3, 5), y, shape=("N", 3, 4))
     b.output(y)
     result = rewritten(b.graph, "norms")
-    assert result.fates[0].outcome == "deleted" and result.inserted == {"Add": 1}
+    assert result.fates[0].outcome == "deleted" and result.inserted == {"bias Add": 1}
 
 
 def test_a_norm_that_stays_takes_up_the_norms_around_it() -> None:

@@ -53,7 +53,7 @@ def record() -> Record:
     ]
     filled.applied = [Applied("affine", "stem.bn")]
     filled.before, filled.after = Size(120, 1_000_000, 4_000_000, 11), Size(110, 999_000, 3_996_000, 10)
-    filled.inserted = {"Add": 2}
+    filled.inserted = {"bias Add": 2}
     filled.comparisons = [
         Comparison("G1", "y", "normal", 1e-15, 1e-12, True),
         Comparison("G3", "y", "normal", 1e-6, 4e-6, True),
@@ -87,7 +87,7 @@ EVERYTHING = [
     "late5.bn and 2 more: what is left of its shift would reach conv9",
     "what to do: place the norm behind the convolution",
     "gamma is negative in 3 of 64 channels",
-    "Inserted nodes 2 Add",
+    "Inserted nodes 2 bias Add",
     "Verification passed",
     "G3 (in the runtime): 2 comparisons over 2 kinds of input; the worst used 75 % of what is allowed",
     "12.3 ms before, 12.2 ms after, 0.99x the time [0.97, 1.01] at 95 %: no difference",
