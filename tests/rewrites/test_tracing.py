@@ -180,6 +180,14 @@ def test_graph_input_in_front() -> None:
     assert who(trace.stops) == [("input", "graph-input", "graph input x", ["act"]), ("output", "no-rule", "end", [])]
 
 
+def test_a_graph_input_stands_behind_the_activation_that_reads_it() -> None:
+    b = Builder()
+    y = b.bn(b.relu(b.input("x", IMAGE), name="act"), gamma=np.array([1, -1, 1, 1.0]), name="bn")
+    b.output(sigmoid(b, b.conv(b.relu(y, name="r2"), 3)))
+    trace, _ = traced(b)
+    assert who(trace.stops) == [("input", "graph-input", "graph input x", ["act"]), ("output", "sign", "r2", [])]
+
+
 def test_another_layer_on_the_same_tensor() -> None:
     b = Builder()
     x = b.conv(b.input("x", IMAGE), 4)
