@@ -29,6 +29,21 @@ def simplify(source: str, target: str) -> bool:
     return True
 
 
+def count(path: str) -> dict[str, int]:
+    """How often each op type stands in an ONNX file, its sub-graphs and functions included; weights are not looked at."""
+    import onnx
+
+    model = onnx.ModelProto.FromString(Path(path).read_bytes())
+    found: dict[str, int] = {}
+    nodes = [node for part in (model.graph, *model.functions) for node in part.node]
+    while nodes:
+        node = nodes.pop()
+        found[node.op_type] = found.get(node.op_type, 0) + 1
+        for attribute in node.attribute:
+            nodes += [inner for graph in (attribute.g, *attribute.graphs) for inner in graph.node]
+    return dict(sorted(found.items()))
+
+
 def check(path: str) -> str:
     """onnx.checker with shape inference; returns "" or the complaint."""
     import onnx
