@@ -125,6 +125,17 @@ def _slice(read: Read) -> Spelled | None:
     return Spelled("Slice", ["self"], {"starts": (start,), "ends": (end,), "axes": (axis,), "steps": (step,)})
 
 
+@spelling("flip")
+def _flip(read: Read) -> Spelled | None:
+    """A slice that runs backwards, from the last element to before the first."""
+    dims, rank = read.ints("dims"), read.rank("self")
+    if not dims:
+        return None
+    axes, count = tuple(axis + rank if axis < 0 else axis for axis in dims), len(dims)
+    attrs = {"starts": (-1,) * count, "ends": (-END - 1,) * count, "axes": axes, "steps": (-1,) * count}
+    return Spelled("Slice", ["self"], attrs)
+
+
 @spelling("select.int", "select_copy")
 def _select(read: Read) -> Spelled | None:
     index = read["index"]

@@ -152,7 +152,10 @@ class _Writer:
         if node.kind != call.kind or node.attrs != call.attrs:
             return False
         slots = {slot.index: slot for slot in _slots(call)}
+        required = _required(call)
         for place, value in enumerate(node.inputs):
+            if value is None and place in required:
+                return False
             if place in call.fixed:
                 if value is None or value.const is not call.fixed[place]:
                     return False
@@ -273,6 +276,17 @@ def _fits(value: Value | None, slot: Slot | None) -> bool:
     if slot.number:
         return value is not None and _intact(value, Literal)
     return value is None or not slot.flat or value.const is not None
+
+
+def _required(call: Call) -> set[int]:
+    """Inputs that the operator does not do without (the bias of addmm)."""
+    schema = getattr(call.target, "_schema", None)
+    names = [argument.name for argument in schema.arguments] if schema is not None else []
+    given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+    optional = (
+        {argument.name for argument in schema.arguments if isinstance(argument.type, torch.OptionalType)} if schema else set()
+    )
+    return {item.index for name, item in given.items() if isinstance(item, Slot) and name not in optional}
 
 
 def _slots(call: Call) -> Iterable[Slot]:

@@ -152,6 +152,15 @@ _ZEROS = {  # code -> (why no shift can be there, what to do); the first one tha
 }
 
 
+def over_budget(subject: str, needed: int, budget: int) -> Refusal:
+    """The reason for not copying `subject`, which takes `needed` bytes where `budget` are left."""
+    return Refusal(
+        "clone-budget",
+        f"{subject} would have to be copied, which takes {needed:,} bytes; the budget for copies is {budget:,}",
+        f"raise --clone-budget to {needed} or more",
+    )
+
+
 def explain(layer: AffineLayer, answer: Answer, wiring: Wiring) -> Refusal:
     """The reason behind a refused wish, naming who asked for what stopped it."""
     if answer.conflict is None:
