@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +19,7 @@ class Regauge:
     """Scale and shift of every value, and the edits that put them into constants.
 
     changed: parameter names that were replaced, by node.
+    numbers: attributes that were given a new number, and the type in which it will be stored, by node.
     inserted: how many of what was put in ("bias Add", "border map").
     stands_for: an inserted value -> the value of the old graph whose regauged form it is.
     moved: a value whose regauged form is now made by an inserted Add -> (that form, what the Add adds; None: not a constant).
@@ -30,6 +32,7 @@ class Regauge:
         self._made: dict[tuple[Value, bytes], Value] = {}
         self._shared: set[Value] = set()
         self.changed: dict[Node, list[str]] = {}
+        self.numbers: dict[Node, tuple[float, np.dtype[Any]]] = {}
         self.inserted: Counter[str] = Counter()
         self.stands_for: dict[Value, Value] = {}
         self.moved: dict[Value, tuple[Value, Floats | None]] = {}
@@ -80,6 +83,12 @@ class Regauge:
             self._made[key] = new
         self.graph.set_input(node, slot, new)
         self.changed.setdefault(node, []).append(old.param or old.name)
+
+    def set_number(self, node: Node, name: str, value: float, dtype: np.dtype[Any]) -> None:
+        """Give the attribute `name` of `node` another number, which an artefact stores as `dtype`."""
+        node.attrs[name] = value
+        self.numbers[node] = (value, dtype)
+        self.changed.setdefault(node, []).append(f"{node.label} {name}")
 
     def set_bias(self, node: Node, slot: int, array: Array, like: Value) -> None:
         """Replace the bias of `node` at `slot`, or give it one (named after the weight `like`)."""

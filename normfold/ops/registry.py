@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
-from normfold.ops import activations, affine, attention, layout, linear, pooling
+from normfold.ops import activations, affine, attention, layout, linear, norm_cores, pooling
 from normfold.ops.rule import OpRule
 
-_FAMILIES = (activations, affine, attention, layout, linear, pooling)
+_FAMILIES = (activations, affine, attention, layout, linear, norm_cores, pooling)
 
 
 @cache

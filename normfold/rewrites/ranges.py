@@ -13,7 +13,7 @@ from normfold.ops.regauge import Regauge
 
 def out_of_range(regauge: Regauge) -> list[Node]:
     """Nodes that were given a constant which overflows, or loses a whole row to underflow, in its stored type."""
-    broken: list[Node] = []
+    broken = [node for node, (number, dtype) in regauge.numbers.items() if not fits(np.full((1, 1), number), dtype)]
     for node in regauge.changed:
         for value in node.inputs:
             if value is None or value.const is None or value.dtype is None or fits(value.const.read(), value.dtype):
