@@ -63,17 +63,18 @@ def _merge(found: LinearMap, merger: Merger, result: Rewritten) -> bool:
     into = names_of(weight, bias, layer)
     result.fates += fates(found.layers, into)
     result.applied.append(Applied("chains", names[-1], f"{names[0]} merged into {', '.join(into)}"))
-    inputs, attrs = [found.source, weight], attributes(layer, form)
+    kind, inputs, attrs = layer.node.kind, [found.source, weight], attributes(layer, form)
     name, module = found.weighted[-1].node.name, found.weighted[-1].node.module
-    become(graph, root, "Add", [], {})
+    become(graph, root, kind, [], {})  # read nothing, so that what is read can go
     graph.remove([item.node for item in found.layers[:-1]])
-    if bias is not None and layer.node.kind == "MatMul":
+    if bias is not None and kind == "MatMul":
         product = unpromised(graph, root.output, "unbiased")
         graph.insert_before(root, Node("MatMul", list(inputs), [product], attrs, name, module))
         become(graph, root, "Add", [product, bias], {})
+        root.name = f"{name}_bias" if root.name == name else root.name
     else:
         root.name, root.module = name, module
-        become(graph, root, layer.node.kind, [*inputs, *([] if bias is None else [bias])], attrs)
+        become(graph, root, kind, [*inputs, *([] if bias is None else [bias])], attrs)
     return True
 
 
