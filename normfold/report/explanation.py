@@ -126,7 +126,8 @@ def _conflict(trace: Trace, console: Console, every: bool) -> None:
     for side in ("input", "output"):
         stops = [stop for stop in trace.stops if stop.side == side]
         if stops:
-            _print(console, f"{_SIDES[side]}:", 2)
+            one = f" ({trace.first[0]})" if trace.conflicts > 1 and trace.lost is None else ""
+            _print(console, f"{_SIDES[side]}{one}:", 2)
         for stop in stops if every else stops[:ROWS]:
             _print(console, _stop(stop), 4)
             _print(console, Text(shown(_way(stop.path, every)) if stop.path else "directly", style="dim"), 6)
