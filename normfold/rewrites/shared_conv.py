@@ -32,7 +32,7 @@ from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
 
 LINEAR = frozenset(("Conv", "ConvTranspose", "Gemm", "MatMul"))
 SAME = 1e-12  # relative; copies that come out so alike are one weight
-TRIALS = 32  # more copies than this are not tried one by one
+TRIALS = 12  # more copies than this are not tried one by one
 
 
 def run(graph: Graph, policy: Policy) -> Rewritten:
@@ -43,7 +43,9 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
         return Rewritten(graph)
     trial = _Trial(graph, policy, norms)
     before = trial.deleted([])
-    if before == norms or not len(trial.deleted(copies)) > len(before):
+    stuck = {place for place, node in enumerate(graph.nodes) if node.output.name in norms - before}
+    copies = [copy for copy in copies if copy.fork < 0 or not stuck.isdisjoint(copy.norms)]
+    if not stuck or not copies or not len(trial.deleted(copies)) > len(before):
         return Rewritten(graph)
     needed = _fewest(copies, trial)
     every = trial.deleted([copy for copy, _ in needed])
