@@ -126,7 +126,7 @@ def _conflict(trace: Trace, console: Console, every: bool) -> None:
     for side in ("input", "output"):
         stops = [stop for stop in trace.stops if stop.side == side]
         if stops:
-            one = f" ({trace.first[0]})" if trace.conflicts > 1 and trace.lost is None else ""
+            one = f", {_kind(trace)} {trace.first[0]}" if trace.conflicts > 1 and trace.lost is None else ""
             _print(console, f"{_SIDES[side]}{one}:", 2)
         for stop in stops if every else stops[:ROWS]:
             _print(console, _stop(stop), 4)
@@ -141,8 +141,11 @@ def _stop(stop: Stop) -> Text:
 
 def _channels(trace: Trace) -> str:
     more = ", ..." if trace.conflicts > len(trace.first) else ""
-    kind = "channel" if trace.of == trace.channels else "element"
-    return f"in {trace.conflicts} of {plural(trace.of, kind)}: {', '.join(map(str, trace.first))}{more}"
+    return f"in {trace.conflicts} of {plural(trace.of, _kind(trace))}: {', '.join(map(str, trace.first))}{more}"
+
+
+def _kind(trace: Trace) -> str:
+    return "channel" if trace.of == trace.channels else "element"
 
 
 def _way(path: Sequence[Hop], every: bool) -> str:
