@@ -83,6 +83,26 @@ def test_what_is_written_is_right(route: Any, groups: int, monkeypatch: pytest.M
     assert taken.outcomes == ["deleted"] * 3 and taken.error <= 2e-5
 
 
+class _Fork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norms = nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.ModuleList([nn.BatchNorm2d(6) for _ in range(2)])
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        x = self.conv(x)
+        return [torch.sigmoid(norm(x)) for norm in self.norms]
+
+
+@pytest.mark.parametrize("route", [aten, by_onnx])
+def test_a_doubled_layer_is_written_right(route: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import routes
+
+    monkeypatch.setattr(routes, "Options", lambda **given: Options(clone_budget="100MB", **given))
+    taken = route(randomised(_Fork()), torch.randn(2, 4, 8, 8))
+    assert taken.outcomes == ["deleted"] * 2 and taken.error <= 2e-5
+    assert [node.kind for node in taken.outcome.graph.nodes].count("Conv") == 2
+
+
 def test_one_stack_used_twice_stays_one() -> None:
     """Siamese: the norms are equal, or one."""
     for equal in (True, False):

@@ -98,6 +98,28 @@ def test_a_tied_table_is_copied_within_the_budget_only() -> None:
     assert rewrite(taken.before, Options(clone_budget=263)).findings[0].outcome == "kept"
 
 
+class _Stream(nn.Module):
+    """The rows are read by the norm and, as they are, by a residual connection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.norm, self.linear = nn.Embedding(11, 6), nn.LayerNorm(6), nn.Linear(6, 6)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.table(tokens)
+        return x + self.linear(self.norm(x))
+
+
+@pytest.mark.parametrize("model", [_Tied, _Stream])
+@pytest.mark.parametrize("route", [aten, by_onnx])
+def test_copies_are_written_right(route: Any, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import routes
+
+    monkeypatch.setattr(routes, "Options", lambda **given: Options(clone_budget="100MB", **given))
+    taken = route(model().eval(), _tokens())
+    assert taken.outcomes == ["deleted"] and taken.error <= 2e-5
+
+
 # ---- by hand -------------------------------------------------------------------------------------------------------------------
 
 
