@@ -21,6 +21,8 @@ COUNTS = {
     "mixnet_s": ((34, 0, 0), (34, 0, 0)),
     "inception_next_atto": ((15, 0, 0), (15, 0, 0)),
     "botnet26t_256": ((3, 0, 0), (3, 0, 0)),
+    "mobileone_s0": ((35, 0, 0), (35, 0, 0)),
+    "repvit_m0_9": ((25, 0, 0), (25, 0, 0)),
     "densenet121": ((3, 59, 0), (3, 0, 59)),
 }
 
@@ -44,6 +46,21 @@ def test_counts(family: str, signed: bool, shared: Path) -> None:
     assert (found["deleted"], found["shift"], found["kept"]) == COUNTS[family][signed]
     assert outcome.inserted == {}
     assert all(finding.refusal is not None for finding in outcome.findings if finding.outcome != "deleted")
+
+
+# family -> Conv and Gemm before and after parallel branches were merged
+MERGED = {"mobileone_s0": (192, 44), "repvit_m0_9": (128, 104)}
+
+
+@pytest.mark.parametrize("signed", [False, True], ids=["positive", "signed"])
+@pytest.mark.parametrize("family", MERGED)
+def test_branches_are_merged_by_default(family: str, signed: bool, shared: Path) -> None:
+    graph = from_onnx(materialised(shared, family, signed))
+    tidy(graph)
+    outcome = rewrite(graph, Options())
+    linear = [sum(node.kind in ("Conv", "Gemm") for node in item.nodes) for item in (graph, outcome.graph)]
+    assert tuple(linear) == MERGED[family]
+    assert {finding.outcome for finding in outcome.findings} == {"deleted"}
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Consecutive linear layers: merged where that is cheaper, through both adapters, and left alone where it is not or cannot be."""
+"""Consecutive linear layers on hand-built views: merged where that is cheaper, left alone where it is not or cannot be."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from torch import nn
 
 from build import Builder
 from judge import proved
@@ -18,7 +16,6 @@ from normfold.pipeline import Options
 from normfold.pipeline.rewriting import rewrite
 from normfold.rewrites import chains
 from normfold.rewrites.rewrite import Policy, Rewritten
-from routes import Taken, aten, by_onnx, randomised
 
 IMAGE = ("N", 4, 9, 8)
 
@@ -48,54 +45,6 @@ def window(y: Value, shape: tuple[Any, ...], **attrs: Any) -> Value:
     y.shape = shape
     y.producer.attrs |= attrs
     return y
-
-
-# ---- through the adapters ------------------------------------------------------------------------------------------------------
-
-
-def expanded() -> nn.Module:
-    """1x1, k x k and 1x1 in a row, as ExpandNets train them, each with its norm."""
-    convs = [nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 3, bias=False), nn.Conv2d(8, 4, 1, bias=False)]
-    parts = [item for conv in convs for item in (conv, nn.BatchNorm2d(conv.out_channels))]
-    return nn.Sequential(*parts, nn.ReLU(), nn.Conv2d(4, 2, 1))
-
-
-def strided() -> nn.Module:
-    first = nn.Conv2d(3, 6, (3, 1), (2, 1), (2, 0), dilation=(2, 1), bias=False)
-    return nn.Sequential(first, nn.BatchNorm2d(6), nn.Conv2d(6, 2, (1, 3), (1, 2)), nn.ReLU(), nn.Conv2d(2, 2, 1))
-
-
-def grouped() -> nn.Module:
-    convs = (nn.Conv1d(4, 8, 1, groups=4, bias=False), nn.Conv1d(8, 4, 3, padding=1, groups=2))
-    return nn.Sequential(nn.Conv1d(2, 4, 1), nn.ReLU(), *convs, nn.ReLU())
-
-
-def tokens() -> nn.Module:
-    return nn.Sequential(nn.Linear(6, 9), nn.Linear(9, 9, bias=False), nn.Linear(9, 4), nn.Tanh(), nn.Linear(4, 2, bias=False))
-
-
-NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
-    "expanded": (expanded, (2, 3, 9, 8), 2),
-    "strided": (strided, (2, 3, 9, 12), 2),
-    "grouped": (grouped, (2, 2, 9), 2),
-    "tokens": (tokens, (2, 5, 6), 2),
-    "rows": (tokens, (5, 6), 2),
-}
-
-
-@pytest.mark.parametrize("route, objective", [(aten, "latency"), (by_onnx, "norms")])
-@pytest.mark.parametrize("name", NETS)
-def test_net(name: str, route: Callable[..., Taken], objective: str) -> None:
-    make, shape, left = NETS[name]
-    torch.manual_seed(1)
-    taken = route(randomised(make()), torch.randn(shape), objective=objective)
-    assert taken.error <= 1e-5 and set(taken.outcomes) <= {"deleted"} and taken.norms_left() == 0
-    assert all(finding.into for finding in taken.outcome.findings)
-    assert sum(node.kind in ("Conv", "Gemm", "MatMul") for node in taken.outcome.graph.nodes) == left
-    assert {item.rule for item in taken.outcome.applied} >= {"chains"}
-
-
-# ---- one condition at a time ---------------------------------------------------------------------------------------------------
 
 
 def test_a_norm_between_goes_along_and_is_reported() -> None:
