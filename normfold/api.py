@@ -20,6 +20,7 @@ def optimize(
     outputs: Sequence[str | Path] = (),
     dynamic: Sequence[str] = (),
     factory: str | None = None,
+    target: str = "onnxruntime",
     verify: bool = True,
     simplify: bool = False,
     timing: bool = False,
@@ -39,6 +40,7 @@ def optimize(
     inputs: example arguments of a torch model: a tuple of positional arguments, a tensor, a (args, kwargs) pair, or input specs
       as on the command line (``["image=1x3x224x224"]``).
     objective: "latency" never makes the result slower; "norms" removes all that can exactly go.
+    target: the runtime whose records say what is faster: "onnxruntime", "openvino", "tensorrt" or "generic".
     outputs: files to write (.onnx, .pt2).  dynamic: open sizes of a torch input (``["image=Nx3xHxW"]``).
     factory: ``path.py:function`` that builds the network of a checkpoint.
     verify: judge the result in float64 and in its runtime.  simplify: tidy an ONNX result with onnxsim.  timing: measure latency.
@@ -50,6 +52,7 @@ def optimize(
     """
     options = Options(
         objective=objective,
+        target=target,
         verify=verify,
         simplify=simplify,
         timing=timing,

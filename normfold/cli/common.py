@@ -67,6 +67,17 @@ def loading_options(function: F) -> F:
     return function
 
 
+def target_option(function: F) -> F:
+    """--target: whose records say what is faster."""
+    return click.option(
+        "--target",
+        type=click.Choice(["onnxruntime", "openvino", "tensorrt", "generic"]),
+        default="onnxruntime",
+        show_default=True,
+        help="The runtime whose recorded measurements say what is faster.",
+    )(function)
+
+
 def output_options(function: F) -> F:
     """--json, -v, -q and --debug; the command gets `json` and the state."""
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from normfold.cli.common import State, load_model, loading_options, log_warnings, output_options, terminal
+from normfold.cli.common import State, load_model, loading_options, log_warnings, output_options, target_option, terminal
 
 
 @click.command(short_help="Say where a norm went, or what stopped it.")
@@ -19,6 +19,7 @@ from normfold.cli.common import State, load_model, loading_options, log_warnings
     show_default=True,
     help="As for `normfold optimize`.",
 )
+@target_option
 @loading_options
 @click.option("--only", metavar="RULE", multiple=True, help="Use only this rewrite; repeatable.")
 @click.option("--skip", metavar="RULE", multiple=True, help="Leave this rewrite out; repeatable.")
@@ -34,7 +35,9 @@ def explain(source: str, norm: str, state: State, json: bool, **asked: Any) -> N
     from normfold.record import Record
 
     record = Record()
-    options = Options(objective=asked["objective"], only=asked["only"], skip=asked["skip"], keep=asked["keep"])
+    options = Options(
+        objective=asked["objective"], target=asked["target"], only=asked["only"], skip=asked["skip"], keep=asked["keep"]
+    )
     try:
         found = ask(load_model(source, record, asked), norm, options, record)
     finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from normfold.cli.common import State, load_model, loading_options, output_options, reported
+from normfold.cli.common import State, load_model, loading_options, output_options, reported, target_option
 
 
 @click.command(short_help="Remove the norms of a model that can exactly go.")
@@ -22,6 +22,7 @@ from normfold.cli.common import State, load_model, loading_options, output_optio
     show_default=True,
     help="Never slower, or fewest norms.",
 )
+@target_option
 @loading_options
 @click.option("--only", metavar="RULE", multiple=True, help="Use only this rewrite; repeatable.")
 @click.option("--skip", metavar="RULE", multiple=True, help="Leave this rewrite out; repeatable.")
@@ -64,6 +65,7 @@ def optimize(source: str, state: State, json: bool, outputs: tuple[Path, ...], *
             check_outputs(outputs, kind=kind, source=path, force=asked["force"], in_place=asked["in_place"])
         options = Options(
             objective=asked["objective"],
+            target=asked["target"],
             verify=not asked["no_verify"],
             simplify=not asked["no_simplify"],
             timing=not asked["no_timing"],

@@ -31,7 +31,7 @@ def _wire_conv(node: Node, w: Wiring) -> None:
     if x is None or weight is None or not _foldable(node, w.graph):
         return w.pin_node(node)
     w.even_out(x, {1})
-    may_map = w.inserts.border_map and not y.captured
+    may_map = w.inserts.border_map and not y.captured and y.name not in w.inserts.denied
     if node.kind == "ConvTranspose":
         # Even without padding a constant input gives one output per phase and border.
         w.zero_shift(x, "transposed-conv", node, relaxable=may_map)
@@ -129,7 +129,7 @@ def _wire_matmul(node: Node, w: Wiring) -> None:
     # It has no bias of its own: a shift costs an Add.
     # Outputs first: where a bias has to come in anyway, the shift of the input costs nothing more.
     for tier, value in enumerate((y, x)):
-        if w.inserts.bias:
+        if w.inserts.bias and y.name not in w.inserts.denied:
             w.system.wish_zero_shift(w.of(value).shift, tier=tier)
         else:
             w.zero_shift(value, "needs-bias", node)

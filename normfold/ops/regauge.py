@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ class Regauge:
 
     changed: parameter names that were replaced, by node.
     numbers: attributes that were given a new number, and the type in which it will be stored, by node.
-    inserted: how many of what was put in ("bias Add", "border map").
+    added: the old outputs behind which something was put, and what ("bias Add", "border map").
     stands_for: an inserted value -> the value of the old graph whose regauged form it is.
     moved: a value whose regauged form is now made by an inserted Add -> (that form, what the Add adds; None: not a constant).
     """
@@ -33,7 +32,7 @@ class Regauge:
         self._shared: set[Value] = set()
         self.changed: dict[Node, list[str]] = {}
         self.numbers: dict[Node, tuple[float, np.dtype[Any]]] = {}
-        self.inserted: Counter[str] = Counter()
+        self.added: list[tuple[Value, str]] = []
         self.stands_for: dict[Value, Value] = {}
         self.moved: dict[Value, tuple[Value, Floats | None]] = {}
 
@@ -101,7 +100,7 @@ class Regauge:
             self.note_bias(node, like)
 
     def add_behind(self, node: Node, addend: Array | Value, like: Value, suffix: str) -> None:
-        """Put ``Add(y, addend)`` behind `node`: what `node` makes lacks `addend` of the regauged y.  The sum takes over the readers.
+        """Put ``Add(y, addend)`` behind `node`: the sum takes over the readers of y.
 
         addend: a float64 array to be stored in `like`'s type, or a value made by a node in front of `node`'s readers.
         """
@@ -118,7 +117,7 @@ class Regauge:
             self.moved[y] = (total, addend)
         label = f"{node.name}_{suffix}" if node.name else ""
         graph.insert_after(anchor, Node("Add", [y, term], [total], name=label, module=node.module))
-        self.inserted["border map" if suffix == "border" else f"{suffix} Add"] += 1
+        self.added.append((y, "border map" if suffix == "border" else f"{suffix} Add"))
         self.stands_for[total] = y
 
     def note_bias(self, node: Node, like: Value) -> None:

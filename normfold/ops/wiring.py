@@ -49,13 +49,16 @@ class Inserts:
 
     bias: an Add behind a MatMul, which has no bias.  shift: what is left of a layer whose scale alone could go.
     border_map: an Add of what a zero-padded convolution makes of a shifted input.
+    denied: outputs (by name) behind which nothing may be put all the same.
     """
 
     bias: bool = False
     shift: bool = False
     border_map: bool = False
+    denied: frozenset[str] = frozenset()
 
 
+_READ_SIZES = frozenset(("Shape", "Size", "aten::sym_size"))  # whatever the elements are
 Role = tuple[str | int, ...]
 Rule = Callable[[Node, "Wiring"], None]
 
@@ -79,7 +82,9 @@ class Wiring:
             self.system.asker = number
             rule = rules.get(node.kind)
             known = all(value.rank is not None for value in (*node.inputs, *node.outputs) if value is not None)
-            if rule is None or not known or not any(is_float(value.dtype) for value in node.outputs):
+            if node.kind in _READ_SIZES:
+                self.set_identity(node.output)
+            elif rule is None or not known or not any(is_float(value.dtype) for value in node.outputs):
                 self.pin_node(node)
             else:
                 rule(node, self)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from normfold.errors import UsageError
+from normfold.rewrites.choices import recorded
 
 Objective = Literal["latency", "norms"]
 SUFFIXES = {"onnx": (".onnx",), "program": (".pt2", ".onnx"), "module": (".pt2", ".onnx")}
@@ -23,6 +24,7 @@ class Options:
     """Choices of one run of `optimize`.
 
     objective: "latency" (default) never makes the result slower; "norms" removes every norm that can exactly go.
+    target: the runtime whose records answer what is faster: onnxruntime, openvino, tensorrt, generic (choices.py).
     verify: judge the result in float64 and in its runtime, and write nothing that fails.
     simplify: tidy an ONNX result with onnxsim in a worker process, dropped when it is worse or wrong.
     timing, seconds: measure the latency before and after, for about `seconds`.
@@ -38,6 +40,7 @@ class Options:
     """
 
     objective: Objective = "latency"
+    target: str = "onnxruntime"
     verify: bool = True
     simplify: bool = True
     timing: bool = True
@@ -57,6 +60,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.objective not in get_args(Objective):
             raise UsageError(f"objective is one of {', '.join(get_args(Objective))}; got {self.objective!r}")
+        recorded(self.target, self.objective)
         both = sorted(set(self.only) & set(self.skip))
         if both:
             raise UsageError(f"{', '.join(both)} is asked for by `only` and by `skip`; name it in one of them")

@@ -10,6 +10,7 @@ from normfold.graph import Graph, NormSpec
 from normfold.pipeline.options import Options
 from normfold.record import Applied, Finding, Refusal, Size
 from normfold.rewrites import Fate, Policy, rewrites
+from normfold.rewrites.choices import recorded
 from normfold.rewrites.refusals import REFUSALS, explain_unwired
 
 
@@ -37,7 +38,7 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
     outcome = Outcome(graph)
     fates: dict[str, Fate] = {}
     budget = options.clone_bytes(sum(value.const.nbytes for value in graph.constants() if value.const is not None))
-    policy = Policy(options.objective, options.keeps, budget, options.uses)
+    policy = Policy(options.objective, options.keeps, budget, options.uses, recorded(options.target, options.objective))
     now = {spec.output.name: spec.output.name for spec in specs}  # a norm's output -> that of what stands for it
     for item in rewrites():
         if options.uses(item.id):

@@ -21,6 +21,7 @@ from normfold.pipeline.options import Options, check_outputs
 from normfold.pipeline.rewriting import Outcome, rewrite, size_of, undone
 from normfold.pipeline.routes import Route, feeds_by_name, open_route
 from normfold.record import Record, Refusal
+from normfold.rewrites.choices import has_records
 from normfold.rewrites.refusals import REFUSALS
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def run(loaded: Loaded, options: Options, record: Record) -> Result:
     outputs = _outputs(loaded, options)
     record.objective = options.objective
     record.versions = _versions()
+    if not has_records(options.target):
+        record.note(f"nothing was measured on {options.target}: what is faster is answered as for target generic")
     with _stage(record, "capture"):
         route = open_route(loaded, options, record)
         record.before = size_of(route.graph)

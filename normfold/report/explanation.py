@@ -21,7 +21,6 @@ _SIDES = {"input": "In front of it", "output": "Behind it"}
 _DEMANDS = {
     "graph-input": "comes from outside, as it is",
     "graph-output": "must keep its values",
-    "branch-of-sum": "is the sum that the runtime fuses with it",
     "precision": "reads the same tensor and would lose bits",
     "captured": "hands it to a sub-graph, which reads it by name",
     "shared-weight": "has a weight that something else reads too and cannot fold",

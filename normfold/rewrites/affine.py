@@ -8,12 +8,14 @@ exactly when s_x = s_y a and t_x = s_y c + t_y; with only the first an addition 
 (normfold.algebra), under the demands of every operation (normfold.ops), and then absorbed by the constants in float64.
 
 Source: generalises Yvinec et al., "To Fold or Not to Fold" (IJCAI 2022, arXiv 2203.14646) and Jacob et al. 2018, section 3.2.
-It does not touch layers that take statistics at run time, and inserts no border maps for zero-padded convolutions.
+It does not touch layers that take statistics at run time.  What has to be inserted so that a layer can go (an Add behind a
+MatMul, a border map, what is left of a shift) is a question to the target (choices.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,6 +27,8 @@ from normfold.ops.regauge import Regauge
 from normfold.ops.wiring import AffineLayer, Wiring
 from normfold.record import Applied, Refusal
 from normfold.rewrites import tracing
+from normfold.rewrites.choices import About, Question
+from normfold.rewrites.leftover import leave_shift
 from normfold.rewrites.ranges import out_of_range
 from normfold.rewrites.refusals import REFUSALS, explain
 from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
@@ -35,9 +39,10 @@ GUARD = 64.0  # |t| / (|s| rms(x)) beyond this costs other readers of x six bits
 def run(graph: Graph, policy: Policy) -> Rewritten:
     """Move affine layers as far as `policy` allows; `graph` itself is not changed."""
     barred: dict[str, Refusal] = {}
+    inserts = policy.inserts
     while True:
         twin = graph.clone()
-        wiring = Wiring(twin, {kind: rule.wire for kind, rule in op_rules().items()}, policy.inserts)
+        wiring = Wiring(twin, {kind: rule.wire for kind, rule in op_rules().items()}, inserts)
         plan = _Plan(wiring, policy, barred)
         glued = plan.glued()
         if glued:
@@ -45,6 +50,10 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
             continue
         regauge = Regauge(wiring, plan.solution.scale, plan.solution.shift)
         plan.absorb(regauge)
+        unpaid = plan.unpaid(regauge)
+        if unpaid:
+            inserts = replace(inserts, denied=inserts.denied | unpaid)
+            continue
         broken = out_of_range(regauge)
         if not broken:
             tracing.show(graph, wiring, plan.fate, plan.refused, plan.solution.scale, regauge, GUARD)
@@ -60,7 +69,7 @@ class _Plan:
     """One attempt: wishes, their solution, and the edits that follow from it."""
 
     def __init__(self, wiring: Wiring, policy: Policy, barred: dict[str, Refusal]) -> None:
-        self.wiring, self.graph = wiring, wiring.graph
+        self.wiring, self.graph, self.policy = wiring, wiring.graph, policy
         self.refused: dict[AffineLayer, Refusal] = {}
         wanted: list[AffineLayer] = []
         left: list[AffineLayer] = []
@@ -119,6 +128,31 @@ class _Plan:
             if rule is not None and rule.absorb is not None and node not in gone and regauge.touches(node):
                 rule.absorb(node, regauge)
 
+    def unpaid(self, regauge: Regauge) -> frozenset[str]:
+        """Outputs behind which something was put that the chooser does not want there.
+
+        Regions that gauges connect get one bill: what goes in a region against what comes there.
+        """
+        if not regauge.added:
+            return frozenset()
+        region = _regions(self.graph, regauge)
+        saves: Counter[Node] = Counter()
+        for layer, answer in self.fate.items():
+            if answer.verdict == "deleted":
+                saves[region[layer.node]] += _elements(layer.y)
+        for value, _ in regauge.added:
+            assert value.producer is not None
+            saves[region[value.producer]] -= _elements(value)
+        unwanted: set[str] = set()
+        for value, what in regauge.added:
+            assert value.producer is not None
+            about: About = "border-map" if what == "border map" else "bias-add"
+            question = Question(about, value.name, _elements(value), saves[region[value.producer]])
+            word = self.policy.answer(question)
+            if word == "no" or (word != "yes" and question.saves <= 0):
+                unwanted.add(value.name)
+        return frozenset(unwanted)
+
     def layers_asking_for(self, nodes: list[Node]) -> list[AffineLayer]:
         """Granted layers whose scales are tied to those around `nodes`."""
         values = [v for node in nodes for v in (*node.inputs, *node.outputs) if v is not None and v.const is None]
@@ -155,7 +189,7 @@ class _Plan:
         promises = {value: _promises(value, regauge) for value in self.graph.values() if value.rank is not None}
         for layer, answer in self.fate.items():
             if answer.verdict == "shift":
-                _leave_addition(layer, regauge)
+                leave_shift(layer, regauge, self.policy.answer(Question("leftover-shift", layer.node.label, _elements(layer.y))))
         merged: dict[Value, list[Value]] = {}
         order = {node: position for position, node in enumerate(self.graph.nodes)}
         deleted = sorted((la for la, answer in self.fate.items() if answer.verdict == "deleted"), key=lambda la: order[la.node])
@@ -163,7 +197,7 @@ class _Plan:
             source = self.graph.bypass(layer.node, layer.slot)
             merged.setdefault(source, []).extend([layer.y, *merged.pop(layer.y, [])])
         _settle_names(self.graph, promises, merged, regauge)
-        result.inserted = dict(regauge.inserted)
+        result.inserted = dict(Counter(what for _, what in regauge.added))
         self.graph.validate()
         return result
 
@@ -178,17 +212,25 @@ def _not_wanted(layer: AffineLayer, graph: Graph, policy: Policy) -> Refusal | N
         return REFUSALS["output-is-input"]
     if not layer.a.all():
         return REFUSALS["zero-gamma"]
-    if policy.objective == "latency" and _is_sum_branch(layer):
-        return REFUSALS["branch-of-sum"]
     return None
 
 
-def _is_sum_branch(layer: AffineLayer) -> bool:
-    """A BN that is a branch of a sum and does not follow a linear layer of its own: runtimes fuse the sum into its conv form."""
-    sums = any(use.node.kind in ("Add", "Sum") and len(use.node.inputs) > 1 for use in layer.y.uses)
-    producer = layer.x.producer
-    absorbs = producer is not None and producer.kind in ("Conv", "ConvTranspose", "Gemm", "MatMul") and len(layer.x.uses) == 1
-    return layer.kind == "norm" and sums and not absorbs
+def _regions(graph: Graph, regauge: Regauge) -> dict[Node, Node]:
+    """For every node one that stands for its region: nodes are joined by the tensors between them that changed their gauge."""
+    stands_for = {node: node for node in graph.nodes}
+
+    def root(node: Node) -> Node:
+        while stands_for[node] is not node:
+            stands_for[node] = stands_for[stands_for[node]]
+            node = stands_for[node]
+        return node
+
+    for value in graph.values():
+        if value.rank is not None and not regauge.is_identity(value):
+            around = [use.node for use in value.uses] + ([value.producer] if value.producer is not None else [])
+            for node in around[1:]:
+                stands_for[root(node)] = root(around[0])
+    return {node: root(node) for node in graph.nodes}
 
 
 def _elements(value: Value) -> int:
@@ -222,22 +264,6 @@ def _promises(value: Value, regauge: Regauge) -> tuple[Gauge, ...]:
     s, t = regauge.scale(value), regauge.shift(value)
     before = value.gauges or (Gauge(value.name, np.ones(()), np.zeros(())),)
     return tuple(Gauge(gauge.original, s * gauge.scale, s * gauge.shift + t) for gauge in before)
-
-
-def _leave_addition(layer: AffineLayer, regauge: Regauge) -> None:
-    """Replace a layer whose scale is gone by ``y' = x' + (s_y c + t_y - t_x)``."""
-    graph, node = regauge.graph, layer.node
-    x, beta = node.inputs[layer.slot], node.inputs[2]
-    assert x is not None and beta is not None
-    constant = regauge.scale(layer.y) * layer.c + regauge.shift(layer.y) - regauge.shift(layer.x)
-    shift = graph.derived(beta, constant.reshape(constant.shape[1:]), suffix="shift")
-    output = graph.value(f"{layer.y.name}_shift", layer.y.shape, layer.y.dtype)
-    name = f"{node.name}_shift" if node.name else ""
-    graph.insert_after(node, Node("Add", [x, shift], [output], name=name, module=node.module))
-    graph.replace_uses(layer.y, output)
-    graph.outputs = [output if value is layer.y else value for value in graph.outputs]
-    graph.remove([node])
-    regauge.stands_for[output] = layer.y
 
 
 def _settle_names(

@@ -42,11 +42,6 @@ REFUSALS: dict[str, Refusal] = dict(
             "prune the dead channels, or retrain without the weight decay that zeroed them",
         ),
         _refusal(
-            "branch-of-sum",
-            "it is a branch of a sum: the runtime runs it as a convolution that carries the sum; without it the sum costs more",
-            "use --objective norms to delete it all the same",
-        ),
-        _refusal(
             "precision",
             "folding would shift a tensor with other readers by more than 64 times its own size, and they would lose bits",
             "give the norm a linear layer of its own, or prune the channels with a vanishing gamma",

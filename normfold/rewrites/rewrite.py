@@ -8,28 +8,38 @@ from dataclasses import dataclass, field
 from normfold.graph import Graph
 from normfold.ops.wiring import Inserts
 from normfold.record import Applied, Outcome, Refusal
+from normfold.rewrites.choices import Chooser, Question, recorded
 
 
 @dataclass(frozen=True)
 class Policy:
     """What a rewrite may do.
 
-    objective: "latency" deletes only whole layers and inserts no node; "norms" does everything that is exact.
+    objective: "latency" does what the target gains by; "norms" does everything that is exact.
     keep: decides by label (module path or node name) that a layer must stay.
     clone_budget: bytes that copies of shared constants may take, all together.
     uses: decides by id that a rewrite runs.
+    choose: answers what only measurement settles; by default from the records of ONNX Runtime.
     """
 
     objective: str = "latency"
     keep: Callable[[str], bool] = lambda label: False
     clone_budget: int = 0
     uses: Callable[[str], bool] = lambda rule: True
+    choose: Chooser | None = None
+
+    def answer(self, question: Question) -> str:
+        """What the chooser says to `question`."""
+        return (self.choose or recorded("onnxruntime", self.objective))(question)
 
     @property
     def inserts(self) -> Inserts:
         """The new nodes that may be put in so that a norm can go."""
-        everything = self.objective == "norms"
-        return Inserts(bias=everything, shift=everything, border_map=everything)
+        return Inserts(
+            bias=self.answer(Question("bias-add")) != "no",
+            shift=self.answer(Question("leftover-shift")) != "keep",
+            border_map=self.answer(Question("border-map")) != "no",
+        )
 
 
 @dataclass(eq=False)

@@ -114,8 +114,6 @@ def _untried(layer: AffineLayer, code: str, trace: Trace, view: View) -> None:
     y = view.value(layer.y)
     if code == "captured":
         trace.stops = [_here("output", code, use.node) for use in y.uses if use.slot < 0]
-    elif code == "branch-of-sum":
-        trace.stops = [_here("output", code, use.node) for use in y.uses if use.node.kind in ("Add", "Sub", "Sum")]
     elif code == "zero-gamma":
         trace.conflicts, trace.of, trace.first = elements_of(layer.a == 0)
 

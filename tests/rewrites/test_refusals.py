@@ -49,11 +49,6 @@ def _zero_gamma(b: Builder) -> None:
     b.output(_sigmoid(b, y))
 
 
-def _branch_of_sum(b: Builder) -> None:
-    x = b.relu(b.conv(b.input("x", IMAGE), 4))
-    b.output(b.add(b.conv(x, 4), b.bn(x, name="bn")))
-
-
 def _precision(b: Builder) -> None:
     stream = b.conv(b.input("x", IMAGE), 8)
     y = b.conv(b.relu(b.bn(stream, gamma=np.array([1e-7] + [1.0] * 7), name="bn")), 8)
@@ -210,7 +205,6 @@ CASES: dict[str, tuple[Callable[[Builder], None], str]] = {
     "captured": (_captured, "norms"),
     "output-is-input": (_output_is_input, "norms"),
     "zero-gamma": (_zero_gamma, "norms"),
-    "branch-of-sum": (_branch_of_sum, "latency"),
     "precision": (_precision, "latency"),
     "range": (_range, "norms"),
     "training": (_training, "norms"),
@@ -247,7 +241,7 @@ def test_code(code: str) -> None:
     b = Builder()
     make(b)
     keep = ("bn",) if code == "asked-to-keep" else ()
-    others = {"skipped": ("affine",), "clone-budget": (), "branch-of-sum": ("branches",)}
+    others = {"skipped": ("affine",), "clone-budget": ()}
     skip = others.get(code, ("shared-conv",))  # a copy would do, within the budget
     outcome = rewrite(b.graph, Options(objective=objective, keep=keep, skip=skip))  # type: ignore[arg-type]
     finding = next(item for item in outcome.findings if item.node == "bn")

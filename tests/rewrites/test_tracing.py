@@ -252,12 +252,6 @@ def test_what_is_refused_at_sight_names_its_neighbour() -> None:
     assert who(trace.stops) == [("output", "captured", "loop", [])]
 
     b = Builder()
-    x = stem(b)
-    b.output(b.add(b.relu(b.conv(x, 4)), b.bn(x, name="bn"), name="sum"))
-    trace, _ = traced(b, "latency")
-    assert who(trace.stops) == [("output", "branch-of-sum", "sum", [])]
-
-    b = Builder()
     b.output(sigmoid(b, b.bn(sigmoid(b, b.input("x", IMAGE), "s"), gamma=np.array([1, 0.0, 1, 0]), name="bn")))
     trace, _ = traced(b)
     assert (trace.zero, trace.conflicts, trace.first) == (2, 2, [1, 3])
