@@ -62,6 +62,8 @@ def _one(item: Explanation, console: Console, every: bool) -> None:
         _print(console, f"y = a x + c with a {_between(trace.a)}{_oddities(trace)}, c {_between(trace.c)}", 2)
     for remark in finding.health:
         _print(console, remark, 2)
+    if finding.into and (trace is None or not trace.absorbed):
+        _print(console, f"taken up by {_some(finding.into, every)}", 2)
     for applied in item.others:
         _print(console, f"before that, {applied.rule}: {applied.detail}", 2)
     if trace is not None and (trace.regions or trace.absorbed):
