@@ -21,6 +21,7 @@ class Merger:
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self._shared = {value for value in graph.constants() if len(value.uses) > 1}  # as it was before anything was merged
         self._made: dict[tuple[Value, bytes], Value] = {}
 
     def constants(self, layer: Layer, weight: Floats, bias: Floats) -> tuple[Value, Value | None] | None:
@@ -42,7 +43,7 @@ class Merger:
 
     def _constant(self, like: Value, array: Array, suffix: str) -> Value:
         array = np.asarray(array, order="C")
-        if len(like.uses) < 2:
+        if like not in self._shared:
             return self.graph.derived(like, array, suffix=suffix)
         key = like, hashlib.blake2b(array.data, key=suffix.encode()).digest()
         if key not in self._made:
