@@ -469,6 +469,8 @@ def test_16_unusual_norms(norm: nn.Module) -> None:
     for taken in both(randomised(nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.Sigmoid())), torch.randn(2, 4, 6, 6)):
         assert taken.outcomes == ["deleted"]
         assert taken.norms_left() == 0
+        (captured,) = [node for node in taken.before.nodes if node.kind == "BatchNormalization"]
+        assert captured.attrs["epsilon"] == pytest.approx(norm.eps, rel=1e-6)
 
 
 def test_16_half_precision_norm_between_float_convs() -> None:
