@@ -470,7 +470,7 @@ def test_16_unusual_norms(norm: nn.Module) -> None:
         assert taken.outcomes == ["deleted"]
         assert taken.norms_left() == 0
         (captured,) = [node for node in taken.before.nodes if node.kind == "BatchNormalization"]
-        assert captured.attrs["epsilon"] == pytest.approx(norm.eps, rel=1e-6)
+        assert captured.attrs["epsilon"] == pytest.approx(norm.eps, rel=1e-6, abs=0)
 
 
 def test_16_half_precision_norm_between_float_convs() -> None:
