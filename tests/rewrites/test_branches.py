@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from build import Builder
-from judge import proved
-from normfold.graph import Constant, Graph, Node, Value, to_text
+from judge import feeds_for, proved
+from normfold.graph import Constant, Gauge, Graph, Node, Value, to_text
 from normfold.rewrites import branches
 from normfold.rewrites.rewrite import Policy, Rewritten
+from normfold.verify.certificate import certificate
 
 IMAGE = ("N", 4, 7, 6)
 
@@ -87,6 +88,31 @@ def test_signs_of_differences() -> None:
     total = sub(b, sub(b, other, b.conv(x, 4, 3, 1)), sub(b, b.bn(x), b.conv(x, 4)))
     b.output(sub(b, total, b.op("Neg", b.conv(x, 4), shape=IMAGE)))
     assert kinds(run(b.graph)) == {"Conv": 2, "Relu": 1, "Sigmoid": 1, "Add": 1}
+
+
+def test_a_sum_that_is_subtracted_is_not_what_the_merged_branches_hold() -> None:
+    b = Builder()
+    x, other = stem(b), b.op("Sigmoid", b.input("z", IMAGE), shape=IMAGE)
+    b.output(sub(b, other, b.add(b.conv(x, 4, 3, 1), b.conv(x, 4), name="inner")))
+    result = run(b.graph)
+    assert kinds(result) == {"Conv": 2, "Relu": 1, "Sigmoid": 1, "Add": 1}
+    assert "inner" not in {value.name for value in result.graph.values()}
+
+
+def test_what_a_partial_sum_was_promised_to_hold_it_still_holds() -> None:
+    """An earlier step stored twice the sum under another name."""
+    b = Builder()
+    x, other = stem(b), b.op("Sigmoid", b.input("z", IMAGE), shape=IMAGE)
+    inner = b.add(b.conv(x, 4, 3, 1), b.conv(x, 4), name="inner")
+    b.output(b.add(inner, other, name="outer"))
+    before = b.graph.clone()
+    gauge = Gauge("inner", np.full((), 2.0), np.zeros(()))
+    b.graph.rename(inner, "twice")
+    inner.gauges = (gauge,)
+    after = branches.run(b.graph, Policy()).graph
+    assert [value.gauges for value in after.values() if value.name == "twice"] == [(gauge,)]
+    failed = {item.subject for item in certificate(before, after, feeds_for(before)) if not item.passed}
+    assert "twice" in failed  # the promise was a lie, and it is found out
 
 
 def test_a_difference_from_merged_branches_stays_one() -> None:
@@ -371,6 +397,18 @@ def test_a_term_that_is_spread_over_the_others_comes_last() -> None:
     for node in result.graph.nodes:
         if node.kind == "Add":
             assert node.inputs[0].shape == x.shape
+
+
+def test_small_terms_are_added_up_before_they_are_spread() -> None:
+    b = Builder()
+    x = stem(b)
+    small = b.op("GlobalAveragePool", x, shape=("N", 4, 1, 1))
+    both = b.add(b.op("Sigmoid", small, shape=small.shape), b.op("Tanh", small, shape=small.shape), name="both")
+    total = b.op("Add", b.op("Add", both, b.conv(x, 4, 3, 1), shape=x.shape), b.conv(x, 4), shape=x.shape)
+    b.output(total)
+    result = run(b.graph)
+    assert kinds(result)["Conv"] == 2 and kinds(result)["Add"] == 2
+    assert "both" in {value.name for value in result.graph.values()}
 
 
 def test_a_channel_that_is_spread_is_no_identity() -> None:

@@ -90,6 +90,14 @@ def test_zero_padding_between_the_two(bias: bool, kernel: int) -> None:
         assert run(b.graph).graph.nodes[0].attrs["pads"] == (1,) * 4
 
 
+def test_a_bias_is_not_forgotten_behind_a_scale() -> None:
+    b = Builder()
+    y = b.conv(b.input("x", IMAGE), 16)
+    y = b.op("Mul", y, b.const(b.rng.uniform(0.5, 2, (16, 1, 1))), shape=y.shape)
+    b.output(bent(b, b.conv(y, 2, 3, 1)))
+    assert untouched(b.graph)
+
+
 def test_a_bias_of_zeros_is_no_bias() -> None:
     b = Builder()
     y = b.conv(b.input("x", IMAGE), 16, bias=False)
@@ -211,9 +219,11 @@ def test_a_matrix_product_and_a_gemm() -> None:
     assert kinds(run(b.graph)) == {"Gemm": 1, "Sigmoid": 1}
 
 
-def test_a_norm_on_another_axis_is_no_part_of_a_matrix_product() -> None:
+@pytest.mark.parametrize("tokens", [3, 9])
+def test_a_norm_on_another_axis_is_no_part_of_a_matrix_product(tokens: int) -> None:
+    """Also not where both axes have the same size."""
     b = Builder()
-    y = b.op("MatMul", b.input("x", ("N", 3, 6)), b.weight(6, 9), shape=("N", 3, 9))
-    y = b.op("MatMul", b.bn(y), b.weight(9, 4), shape=("N", 3, 4))
+    y = b.op("MatMul", b.input("x", ("N", tokens, 6)), b.weight(6, 9), shape=("N", tokens, 9))
+    y = b.op("MatMul", b.bn(y), b.weight(9, 4), shape=("N", tokens, 4))
     b.output(bent(b, y))
     assert untouched(b.graph)
