@@ -38,6 +38,7 @@ class System:
         self.positive: list[Demand] = []
         self.shift_zeros: list[Demand] = []
         self.relaxable_zeros: list[Demand] = []
+        self.named_shifts: list[Demand] = []
         self._wished_zeros: dict[int, list[Ints]] = {}
         self.asker = -1
         self._joins: list[tuple[Ints, Ints]] = []
@@ -86,6 +87,10 @@ class System:
     def zero_shift(self, labels: Ints, code: str, subject: str, *, relaxable: bool = False) -> None:
         """Demand t == 0; a relaxable demand may be given up for a node that makes up for it (a border map)."""
         (self.relaxable_zeros if relaxable else self.shift_zeros).append(Demand(labels, code, subject, self.asker))
+
+    def name_shift(self, labels: Ints, code: str, subject: str) -> None:
+        """Remember who restricts these shifts by other demands than t == 0; explanations name it."""
+        self.named_shifts.append(Demand(labels, code, subject, self.asker))
 
     def wish_zero_shift(self, labels: Ints, *, tier: int = 0) -> None:
         """Prefer t == 0 where nothing else is asked; all wishes of a lower tier come first."""
@@ -178,9 +183,10 @@ class System:
         return [demand for demand in demands if np.isin(self._links.find(demand.labels.ravel())[0], roots[roots > 0]).any()]
 
     def zeros_at(self, labels: Ints) -> list[Demand]:
-        """Zero-shift demands made on one of `labels` itself."""
+        """Zero-shift demands made on one of `labels` itself, and who restricts it in other ways."""
         wanted = np.unique(labels)
-        return [demand for demand in self.shift_zeros + self.relaxable_zeros if np.isin(demand.labels, wanted[wanted > 0]).any()]
+        every = self.shift_zeros + self.relaxable_zeros + self.named_shifts
+        return [demand for demand in every if np.isin(demand.labels, wanted[wanted > 0]).any()]
 
 
 def _flat(a: Ints, b: Ints) -> tuple[Ints, Ints]:

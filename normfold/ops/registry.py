@@ -6,10 +6,22 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 
-from normfold.ops import activations, affine, attention, layout, linear, norm_cores, pooling
+from normfold.ops import (
+    activations,
+    affine,
+    attention,
+    layout,
+    layout_torch,
+    linear,
+    norm_cores,
+    pads,
+    pooling,
+    recurrent,
+    tables,
+)
 from normfold.ops.rule import OpRule
 
-_FAMILIES = (activations, affine, attention, layout, linear, norm_cores, pooling)
+_FAMILIES = (activations, affine, attention, layout, layout_torch, linear, norm_cores, pads, pooling, recurrent, tables)
 
 
 @cache

@@ -7,7 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from normfold.graph import BFLOAT16, Array, Node
+from normfold.graph import BFLOAT16, Array, Node, is_float
 from normfold.ops.regauge import Regauge
 
 
@@ -16,7 +16,9 @@ def out_of_range(regauge: Regauge) -> list[Node]:
     broken = [node for node, (number, dtype) in regauge.numbers.items() if not fits(np.full((1, 1), number), dtype)]
     for node in regauge.changed:
         for value in node.inputs:
-            if value is None or value.const is None or value.dtype is None or fits(value.const.read(), value.dtype):
+            if value is None or value.const is None or value.dtype is None or not is_float(value.dtype):
+                continue
+            if fits(value.const.read(), value.dtype):
                 continue
             broken.append(node)
             break

@@ -236,3 +236,13 @@ def test_a_conv_that_is_also_a_graph_output_keeps_its_values() -> None:
     b.output(conv, b.op("Sigmoid", y, shape=y.shape))
     fate = judged(b.graph)["bn"]
     assert fate.outcome == "kept" and fate.refusal is not None and fate.refusal.code == "graph-output"
+
+
+@pytest.mark.parametrize("kind", ["Shape", "Size"])
+def test_what_reads_only_sizes_asks_nothing(kind: str) -> None:
+    b = Builder()
+    y = conv_bn(b, signed=True)
+    sizes = b.op(kind, y, shape=(4,) if kind == "Shape" else ())
+    sizes.dtype = np.dtype(np.int64)
+    b.output(b.op("Sigmoid", y, shape=y.shape), sizes)
+    assert judged(b.graph)["bn"].outcome == "deleted"
