@@ -189,14 +189,30 @@ def _absorb_mul(node: Node, g: Regauge) -> None:
 
 
 def _wire_gate(node: Node, w: Wiring) -> None:
-    """Mul of a tensor by a tensor that keeps its gauge (squeeze-and-excitation): the scale passes, the shift may not."""
+    """Mul of a tensor by a tensor that keeps its gauge (squeeze-and-excitation): the scale passes, the shift may not.
+
+    Of two that could move the one that is broadcast is the gate, and is made to keep its gauge.
+    """
     values, y = [v for v in node.inputs if v is not None], node.output
     moving = [v for v in values if not w.of(v).pinned]
+    if len(moving) == 2:
+        gates = [one for one, other in (values, values[::-1]) if _is_broadcast(one, other)]
+        if len(gates) == 1:
+            w.pin(gates[0], "no-rule", f"{node.kind} ({node.label})")
+            moving.remove(gates[0])
     if len(moving) != 1 or len(values) != 2 or values[0] is values[1] or y.rank is None:
         return w.pin_node(node)
     w.zero_shift(moving[0], "gate", node)
     w.set(y, raise_rank(w.of(moving[0]).scale, y.rank), np.zeros((1,) * y.rank, dtype=np.int64))
     return None
+
+
+def _is_broadcast(value: Value, other: Value) -> bool:
+    """True when `value` is spread over an axis along which `other` has elements of its own."""
+    one, two = value.shape or (), other.shape or ()
+    rank = max(len(one), len(two))
+    pairs = zip((1,) * (rank - len(one)) + tuple(one), (1,) * (rank - len(two)) + tuple(two), strict=True)
+    return any(a == 1 and b != 1 for a, b in pairs)
 
 
 RULES = (

@@ -169,6 +169,67 @@ def test_a_gate_passes_the_scale_and_not_the_shift() -> None:
     assert outcome(b, b.op("Tanh", y, shape=y.shape)) == "shift"
 
 
+@pytest.mark.parametrize("gate", [(1, 8, 1, 1), ("N", 8, 1, 1), ("N", 1, 6, 6), (6,), ("N", 8, 6, 6)])
+@pytest.mark.parametrize("gate_first", [False, True])
+def test_a_gate_of_any_shape_passes_the_scale(gate: tuple[Any, ...], gate_first: bool) -> None:
+    b = Builder()
+    values = [b.conv(b.input("x", IMAGE), 8), b.op("Sigmoid", b.input("g", gate), shape=gate)]
+    y = b.op("Mul", *(values[::-1] if gate_first else values), shape=("N", 8, 6, 6))
+    assert outcome(b, b.op("Sigmoid", b.bn(y, signed=True, name="bn"), shape=y.shape)) == "shift"
+
+
+@pytest.mark.parametrize("shape", [("N", 8, 1, 1), ("N", 1, 6, 6)])
+def test_a_tensor_that_is_broadcast_over_its_gate(shape: tuple[Any, ...]) -> None:
+    """One scale for all channels that it is spread over."""
+    b = Builder()
+    x = b.op("Sigmoid", b.input("x", shape), shape=shape)
+    factor = b.rng.uniform(0.5, 2, (8, 1, 1)) if shape[1] == 8 else np.array(3.0)
+    x = b.op("Mul", x, b.const(factor), shape=shape, name="k")
+    y = b.op("Mul", x, b.op("Sigmoid", b.input("g", ("N", 8, 6, 6)), shape=("N", 8, 6, 6)), shape=("N", 8, 6, 6))
+    b.output(b.conv(y, 3))
+    assert judged(b.graph)["k"].outcome == "deleted"
+
+
+@pytest.mark.parametrize("gate_first", [False, True])
+def test_of_two_tensors_that_could_move_the_broadcast_one_is_the_gate(gate_first: bool) -> None:
+    """A hard sigmoid in the old spelling ends in a constant factor, so it could move, too."""
+    b = Builder()
+    x = b.conv(b.input("x", IMAGE), 8)
+    gate = b.conv(b.op("GlobalAveragePool", b.op("Sigmoid", x, shape=x.shape), shape=("N", 8, 1, 1)), 8)
+    gate = b.op("Clip", b.op("Add", gate, b.const(3.0), shape=gate.shape), shape=gate.shape, min=0.0, max=6.0)
+    gate = b.op("Div", gate, b.const(6.0), shape=gate.shape)
+    z = b.conv(b.input("z", IMAGE), 8)
+    y = b.op("Mul", *((gate, z) if gate_first else (z, gate)), shape=z.shape)
+    assert outcome(b, b.op("Sigmoid", b.bn(y, signed=True, name="bn"), shape=y.shape)) == "shift"
+
+
+@pytest.mark.parametrize("shapes", [(IMAGE, IMAGE), (("N", 4, 1, 6), ("N", 4, 6, 1))])
+def test_two_tensors_that_could_move_keep_their_gauges(shapes: tuple[tuple[Any, ...], ...]) -> None:
+    b = Builder()
+    first, second = (b.conv(b.input(name, shape), 4) for name, shape in zip("xz", shapes, strict=True))
+    y = b.op("Mul", first, second, shape=IMAGE)
+    assert outcome(b, b.op("Sigmoid", b.bn(y, name="bn"), shape=IMAGE)) == "kept"
+
+
+@pytest.mark.parametrize("kind", ["Sigmoid", "Tanh", "Softmax", "Gelu", "Swish", "Elu", "HardSwish", "HardSigmoid"])
+def test_activations_without_a_rule_are_pinned(kind: str) -> None:
+    b = Builder()
+    x = b.conv(b.input("x", IMAGE), 8)
+    attrs: dict[str, Any] = {"Softmax": {"axis": 1}, "Swish": {"alpha": 1.0}}.get(kind, {})
+    y = b.bn(b.op(kind, x, shape=x.shape, **attrs), name="bn")
+    assert outcome(b, b.op("Sigmoid", y, shape=y.shape)) == "kept"
+
+
+@pytest.mark.parametrize("kind", ["Where", "Max", "Pow"])
+def test_arithmetic_without_a_rule_is_pinned(kind: str) -> None:
+    b = Builder()
+    x, z = b.conv(b.input("x", IMAGE), 8), b.conv(b.input("z", IMAGE), 8)
+    inputs = [b.graph.constant("c", np.arange(8).reshape(8, 1, 1) % 2 == 0)] if kind == "Where" else []
+    inputs += [x, b.const(3.0)] if kind == "Pow" else [x, z]
+    y = b.bn(b.op(kind, *inputs, shape=x.shape), name="bn")
+    assert outcome(b, b.op("Sigmoid", y, shape=y.shape)) == "kept"
+
+
 @pytest.mark.parametrize("kind", ["Add", "Sub", "Mul", "Div"])
 @pytest.mark.parametrize("constant_first", [False, True])
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1, 1), (1,), (), (6,), (1, 1, 6, 6)])
