@@ -53,10 +53,10 @@ def _merge(found: LinearMap, merger: Merger, result: Rewritten) -> bool:
     layer = carrier(found.layers)
     if layer is None or form.macs >= found.cost():
         return False
-    freed = unread_bytes(found.layers)
-    arrays = found.arrays() if _weight_bytes(layer.node, form.macs) <= freed else None
-    constants = None if arrays is None else merger.constants(layer, *arrays)
-    if constants is None or sum(v.const.nbytes for v in constants if v is not None and v.const is not None) > freed:
+    if _bytes(layer.node, form.macs + form.outputs) > unread_bytes(found.layers):
+        return False
+    constants = merger.constants(layer, *found.arrays())
+    if constants is None:
         return False
     weight, bias = constants
     names = [item.node.label for item in found.weighted]
@@ -78,7 +78,8 @@ def _merge(found: LinearMap, merger: Merger, result: Rewritten) -> bool:
     return True
 
 
-def _weight_bytes(node: Node, size: int) -> int:
+def _bytes(node: Node, size: int) -> int:
+    """Bytes of `size` elements in the type of the node's weight."""
     dtype = node.inputs[1].dtype if node.inputs[1] is not None else None
     return size * (dtype.itemsize if dtype is not None else 8)
 
