@@ -199,17 +199,14 @@ class _Swap:
         """Collect what depends on the order of `value` along `axis`; False when something needs it as it is."""
         if graph.is_fixed(value):
             return False
-        for node in dict.fromkeys(use.node for use in value.uses):
-            slots = [use.slot for use in value.uses if use.node is node]
-            if len(slots) != 1:
-                return False
-            weight = _weight(node, slots[0], axis)
+        for node, slot in value.uses:
+            weight = _weight(node, slot, axis)
             if weight is not None:
                 if not _is_free(node.inputs[weight[0]], graph):
                     return False
                 self.weights.append((node, *weight))
                 continue
-            behind = self._passes(node, slots[0], axis, graph)
+            behind = self._passes(node, slot, axis, graph)
             if behind is None or node.output.shape is None or len(node.outputs) != 1:
                 return False
             self.values.append(node.output)

@@ -221,6 +221,35 @@ def test_through_reshape_as_group_norm_is_exported() -> None:
         assert _has_bias(_done(b.graph)) != dropped
 
 
+@pytest.mark.parametrize("kind", ["Add", "Sub"])
+def test_what_lies_between_an_addition_and_the_norm_is_promised(kind: str) -> None:
+    b = Builder()
+    x = b.op("Tanh", b.input("x", IMAGE), shape=IMAGE)
+    y = b.op(kind, x, b.const(b.rng.standard_normal((4, 1, 1))), shape=IMAGE)
+    b.output(_norm(b, b.op("Reshape", y, shape=("N", 4, 36), target=(0, 4, 36))))
+    result = _done(b.graph)
+    assert _kinds(result) == ["Tanh", "Reshape", "InstanceNormalization"]
+    assert len(result.nodes[1].output.gauges) == 1
+
+
+def test_a_gemm_with_beta_is_promised() -> None:
+    b = Builder()
+    x = b.gemm(b.input("x", ("N", 7, 5)), 4)
+    x.producer.attrs["beta"] = -0.5  # type: ignore[union-attr]
+    y = b.op("Transpose", x, shape=("N", 4, 7), perm=(0, 2, 1))
+    b.output(_norm(b, y))
+    assert not _has_bias(_done(b.graph))
+
+
+@pytest.mark.parametrize(("bias", "dropped"), [([1.0, 1, 1, -2, -2, -2], True), ([1.0, 1, -2, -2, 3, 3], False)])
+def test_group_norm_groups_neighbouring_channels(bias: list[float], dropped: bool) -> None:
+    b = Builder()
+    x = b.conv(b.input("x", IMAGE), 6)
+    x.producer.inputs[2].const = b.const(np.array(bias)).const  # type: ignore[union-attr]
+    b.output(_norm(b, x, "GroupNormalization", num_groups=2))
+    assert _has_bias(_done(b.graph)) != dropped
+
+
 def test_layer_norm_over_more_than_one_axis() -> None:
     for bias, dropped in ((np.full(4, 0.3), True), (np.array([0.3, 0.3, 0.3, 0.4]), False)):
         b = Builder()

@@ -177,6 +177,14 @@ def test_through_elementwise_operations_and_padding_of_the_plane() -> None:
     assert _goes(b)
 
 
+def test_padding_of_the_channels_keeps_the_order() -> None:
+    b = Builder()
+    x = _swap(b, b.input("x", IMAGE))
+    x = b.op("Pad", x, shape=("N", 4, 6, 6), pads=(0, 1, 0, 0, 0, 0, 0, 0), mode="constant", constant_value=0.5)
+    b.output(b.conv(x, 4, 3))
+    assert not _goes(b)
+
+
 def test_into_two_layers_that_read_it() -> None:
     b = Builder()
     x = _swap(b, b.input("x", IMAGE))

@@ -249,6 +249,8 @@ def test_the_budget_goes_to_what_saves_most() -> None:
     for budget, deleted in ((0, 2), (64, 3), (WEIGHT, 3), (WEIGHT + 64, 4)):
         outcome = _done(b.graph, clone_budget=budget)
         assert sum(finding.outcome == "deleted" for finding in outcome.findings) == deleted
+        left = [item.refusal.reason for item in outcome.findings if item.refusal is not None]
+        assert budget != WEIGHT or f"{WEIGHT:,} bytes" in left[0]
     needed = [item.refusal.fix for item in _done(b.graph).findings if item.refusal is not None]
     assert needed == [f"raise --clone-budget to {WEIGHT} or more", "raise --clone-budget to 64 or more"]
 
@@ -257,6 +259,18 @@ def _twice_linear(b: Builder) -> tuple[Value, Value]:
     x, y = b.gemm(b.input("u", ("N", 4)), 4), b.gemm(b.input("v", ("N", 4)), 4)
     b.graph.set_input(y.producer, 1, x.producer.inputs[1])  # type: ignore[union-attr, arg-type]
     return x, y
+
+
+def test_a_copy_that_is_not_needed_is_not_made() -> None:
+    """The scales behind the shared convolution can go into the layers behind it, those of the linear layers only into them."""
+    b = Builder()
+    ends = [_sigmoid(b, b.conv(b.bn(b.relu(value)), 3)) for value in _twice(b, "Conv")]
+    ends += [_sigmoid(b, b.bn(value, signed=True)) for value in _twice_linear(b)]
+    b.output(*ends)
+    assert [item.refusal.fix for item in _done(b.graph).findings if item.refusal] == ["raise --clone-budget to 64 or more"]
+    outcome = _done(b.graph, clone_budget=64)
+    assert {finding.outcome for finding in outcome.findings} == {"deleted"}
+    assert _weights(outcome) == 5
 
 
 def test_an_overridable_weight_is_not_copied() -> None:

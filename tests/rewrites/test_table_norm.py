@@ -163,6 +163,7 @@ def _kinds(outcome: Outcome) -> list[str]:
         ((4, 6), 3, (4, 6), True),
         ((4, 6), 2, (1, 1), True),
         ((6,), 1, (5, 6), False),
+        ((6,), 1, (6,), False),
         ((6,), 2, (5, 1), False),
         ((6,), 2, (1, 1, 6), True),
     ],
@@ -180,6 +181,14 @@ def test_through_reshape_and_transpose_of_the_row() -> None:
     x = b.op("Reshape", _lookup(b, (24,)), shape=("N", 5, 4, 6), target=(0, 0, 4, 6))
     x = b.op("Transpose", x, shape=("N", 4, 5, 6), perm=(0, 2, 1, 3))
     b.output(_layer(b, x, 3, (6,)))
+    assert _kinds(_done(b)) == ["Gather", "Reshape", "Transpose"]
+
+
+def test_through_a_transpose_within_the_row() -> None:
+    b = Builder()
+    x = b.op("Reshape", _lookup(b, (24,)), shape=("N", 5, 4, 6), target=(0, 0, 4, 6))
+    x = b.op("Transpose", x, shape=("N", 5, 6, 4), perm=(0, 1, 3, 2))
+    b.output(_layer(b, x, 3, (4,)))
     assert _kinds(_done(b)) == ["Gather", "Reshape", "Transpose"]
 
 
