@@ -158,7 +158,7 @@ def _impose_kept(system: System, wishes: Sequence[Wish]) -> None:
         system.magnitude.join(scales, np.zeros_like(scales))
         system.sign.join(scales, np.zeros_like(scales))
     if shifts.size:
-        system.shift.add(shifts[:, None], np.ones((shifts.size, 1)), np.zeros(shifts.size))
+        system.shift.demand([(shifts[:, None], np.ones((shifts.size, 1)))])
 
 
 def _grant_scale(system: System, x: Ints, y: Ints, a: Floats) -> Answer:

@@ -125,14 +125,7 @@ class System:
         positive = np.concatenate([pins, _gather(demand.labels for demand in self.positive)])
         self.sign.join(positive, np.zeros_like(positive))
         zeros = _gather(demand.labels for demand in self.shift_zeros + ([] if relaxed else self.relaxable_zeros))
-        for term, _ in self._sums:
-            self.shift.prefer(term)
-        if zeros.size:
-            self.shift.add(zeros[:, None], np.ones((zeros.size, 1)), np.zeros(zeros.size))
-        for width in sorted({term.shape[1] for term, _ in self._sums}):
-            group = [(term, coef) for term, coef in self._sums if term.shape[1] == width]
-            term, coef = (np.concatenate(part) for part in zip(*group, strict=True))
-            self.shift.add(term, coef, np.zeros(term.shape[0]))
+        self.shift.demand([(zeros[:, None], np.ones((zeros.size, 1))), *self._sums])
 
     def mark(self) -> tuple[int, int, int]:
         """A point to roll back to."""
