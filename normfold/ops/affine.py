@@ -8,6 +8,7 @@ from normfold.algebra import absorb
 from normfold.algebra.labels import Labels, raise_rank, varying
 from normfold.algebra.ratios import Floats, Ints
 from normfold.graph import Graph, Node, Value
+from normfold.ops.linear import bias_behind
 from normfold.ops.regauge import Regauge
 from normfold.ops.rule import OpRule
 from normfold.ops.wiring import AffineLayer, Wiring, collapse, constant_of, is_foldable, join_all, spread
@@ -86,6 +87,8 @@ def _wire_add(node: Node, w: Wiring) -> None:
     w.set(y, scale, w.system.new_shifts(shape))
     if node.kind == "Sub" and slot == 1:  # K - x: it flips the sign, it is passed through but not deleted
         return None
+    if x.producer is not None and x.producer.kind == "MatMul" and bias_behind(x.producer, w.graph) == (node, 1 - slot):
+        return None  # the bias of a linear layer: it takes up what the MatMul needs, and stays
     if _keeps_shape(x, constant) and all(size == 1 or shape[axis] > 1 for axis, size in enumerate(k.shape)):
         sign = -1.0 if node.kind == "Sub" else 1.0
         w.layer(AffineLayer("add", node, slot, x, y, np.ones((1,) * y.rank), sign * k))

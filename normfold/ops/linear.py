@@ -127,6 +127,8 @@ def _wire_matmul(node: Node, w: Wiring) -> None:
     if y.captured:  # a sub-graph reads it by name: no Add can come between
         w.zero_shift(x, "captured", node)
     # It has no bias of its own: a shift costs an Add.
+    if bias_behind(node, w.graph) is not None:
+        return None
     # Outputs first: where a bias has to come in anyway, the shift of the input costs nothing more.
     for tier, value in enumerate((y, x)):
         if w.inserts.bias and y.name not in w.inserts.denied:
@@ -149,9 +151,31 @@ def _absorb_matmul(node: Node, g: Regauge) -> None:
         folded = absorb.matrix(weight, gauges)
         g.replace(node, 1 if on_right else 0, folded if on_right else folded.T)
     if np.any(offset != 0.0):
-        # A bias of rank 1 fuses into Gemm in most runtimes.
-        g.add_behind(node, offset if on_right else offset[:, None], like, "bias")
+        offset = offset if on_right else offset[:, None]
+        place = bias_behind(node, g.graph)
+        if place is not None:
+            return _into_bias(node, *place, offset, g)
+        g.add_behind(node, offset, like, "bias")  # of rank 1: it fuses into Gemm in most runtimes
         g.note_bias(node, like)
+    return None
+
+
+def bias_behind(node: Node, graph: Graph) -> tuple[Node, int] | None:
+    """(Add, slot of its constant) where that Add alone reads a MatMul by a constant: the bias of a linear layer on tokens."""
+    y = node.output
+    if _matmul_ends(node, graph) is None or len(y.uses) != 1 or graph.is_fixed(y) or y.uses[0].node.kind != "Add":
+        return None
+    add, slot = y.uses[0].node, 1 - y.uses[0].slot
+    return (add, slot) if len(add.inputs) == 2 and is_foldable(add.inputs[slot], graph) else None
+
+
+def _into_bias(node: Node, add: Node, slot: int, offset: absorb.Floats, g: Regauge) -> None:
+    """Let the bias behind a MatMul take `offset` up; the Add's own absorption, which comes later, scales it with the rest."""
+    y, old = node.output, add.inputs[slot]
+    assert old is not None and old.const is not None
+    g.replace(add, slot, old.const.float64() + offset / g.scale(y))
+    g.changed.setdefault(node, []).append(old.param or old.name)
+    g.moved[y] = (y, offset)
 
 
 def _input(node: Node) -> Value:

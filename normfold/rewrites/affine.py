@@ -21,7 +21,7 @@ import numpy as np
 
 from normfold.algebra.ratios import Floats
 from normfold.algebra.solve import Answer, Solution, solve
-from normfold.graph import Gauge, Graph, Node, Value
+from normfold.graph import Graph, Node, Value
 from normfold.ops import op_rules
 from normfold.ops.regauge import Regauge
 from normfold.ops.wiring import AffineLayer, Wiring
@@ -32,6 +32,7 @@ from normfold.rewrites.leftover import leave_shift
 from normfold.rewrites.ranges import out_of_range
 from normfold.rewrites.refusals import REFUSALS, explain
 from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
+from normfold.rewrites.settling import promises_of, settle_names
 
 GUARD = 64.0  # |t| / (|s| rms(x)) beyond this costs other readers of x six bits or more
 
@@ -186,7 +187,7 @@ class _Plan:
             if verdict == "shift":
                 result.applied.append(Applied("affine", layer.node.label, "reduced to an addition"))
             result.fates.append(fate)
-        promises = {value: _promises(value, regauge) for value in self.graph.values() if value.rank is not None}
+        promises = {value: promises_of(value, regauge) for value in self.graph.values() if value.rank is not None}
         for layer, answer in self.fate.items():
             if answer.verdict == "shift":
                 leave_shift(layer, regauge, self.policy.answer(Question("leftover-shift", layer.node.label, _elements(layer.y))))
@@ -196,7 +197,7 @@ class _Plan:
         for layer in deleted:
             source = self.graph.bypass(layer.node, layer.slot)
             merged.setdefault(source, []).extend([layer.y, *merged.pop(layer.y, [])])
-        _settle_names(self.graph, promises, merged, regauge)
+        settle_names(self.graph, promises, merged, regauge)
         result.inserted = dict(Counter(what for _, what in regauge.added))
         self.graph.validate()
         return result
@@ -257,39 +258,6 @@ def _absorbers(layer: AffineLayer, regauge: Regauge, wiring: Wiring) -> list[str
             elif node not in others:
                 queue.extend(v for v in (*node.inputs, *node.outputs) if v is not None and v.const is None)
     return names
-
-
-def _promises(value: Value, regauge: Regauge) -> tuple[Gauge, ...]:
-    """What the regauged value is, in terms of the values of the captured graph."""
-    s, t = regauge.scale(value), regauge.shift(value)
-    before = value.gauges or (Gauge(value.name, np.ones(()), np.zeros(())),)
-    return tuple(Gauge(gauge.original, s * gauge.scale, s * gauge.shift + t) for gauge in before)
-
-
-def _settle_names(
-    graph: Graph, promises: dict[Value, tuple[Gauge, ...]], merged: dict[Value, list[Value]], regauge: Regauge
-) -> None:
-    """Record gauges; a value keeps a name exactly where it still holds what that name meant."""
-    for value in list(graph.values()):
-        meant = regauge.stands_for.get(value, value)
-        gauges = promises.get(meant)
-        if gauges is None:
-            continue
-        if value in regauge.moved:  # the raw product in front of an inserted bias
-            _, offset = regauge.moved[value]
-            lacking = np.full((), np.nan) if offset is None else offset  # NaN: no promise
-            value.gauges = tuple(Gauge(gauge.original, gauge.scale, gauge.shift - lacking) for gauge in gauges)
-            graph.rename(value, f"{value.name}_unbiased", unique=True)
-            continue
-        gauges += tuple(gauge for other in merged.get(value, []) for gauge in promises[other])
-        true_names = [gauge.original for gauge in gauges if gauge.identity]
-        inserted_output = value in regauge.stands_for and graph.is_output(value)
-        movable = inserted_output or not (graph.is_fixed(value) or value in graph.inputs)
-        if movable and value.name not in true_names:
-            free = next((name for name in reversed(true_names) if graph.is_free(name)), None)
-            graph.rename(value, free or f"{gauges[-1].original}_regauged", unique=free is None)
-        alone = len(gauges) == 1 and gauges[0].identity and gauges[0].original == value.name
-        value.gauges = () if alone else gauges
 
 
 REWRITE = Rewrite("affine", "Move BatchNorm and every constant per-channel affine layer until linear layers absorb it.", run)

@@ -11,6 +11,7 @@ from normfold.rewrites import (
     chains,
     constant_channels,
     dead_shift,
+    norm_affine,
     pad_into_conv,
     preprocess,
     shared_conv,
@@ -39,5 +40,6 @@ def rewrites() -> tuple[Rewrite, ...]:
         preprocess,
         constant_channels,
         affine,
+        norm_affine,
     )
     return (*foreign, *(module.REWRITE for module in modules))
