@@ -216,6 +216,20 @@ def test_what_costs_more_or_is_not_linear_stays(case: str) -> None:
     assert branches.run(b.graph, Policy()).graph is b.graph
 
 
+@pytest.mark.parametrize("size, out", [(8, 4), ("H", "O")])
+@pytest.mark.parametrize("stride, merged", [(2, True), (1, False)])
+def test_what_a_layer_costs_depends_on_where_it_computes(size: Any, out: Any, stride: int, merged: bool) -> None:
+    """1x1 to 3 channels, then 3x3: 12 and 108 multiplications against 144; in front of a stride of 2 the 12 count four times."""
+    b = Builder()
+    x = b.relu(b.input("x", ("N", 4, size, size)))
+    chain, direct = b.conv(b.conv(x, 3, bias=False), 4, 3, 1), b.conv(x, 4)
+    for y in (chain, direct):
+        y.shape = ("N", 4, out, out) if stride == 2 else x.shape
+        y.producer.attrs["strides"] = (stride, stride)
+    b.output(b.add(chain, direct))
+    assert kinds(run(b.graph, H=8))["Conv"] == (1 if merged else 3)
+
+
 def test_asymmetric_kernels_merge_only_beside_a_square_one() -> None:
     def asymmetric(b: Builder, x: Value, kernel: tuple[int, int]) -> Value:
         pads = (kernel[0] // 2, kernel[1] // 2) * 2
