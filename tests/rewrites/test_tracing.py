@@ -110,6 +110,19 @@ def test_on_a_stream_every_writer_and_every_other_reader_is_named() -> None:
     assert beyond and beyond[0].side == "input" and "r2" in beyond[0].tensors
 
 
+def test_tensors_that_share_only_what_is_pinned_are_not_on_the_way() -> None:
+    b = Builder()
+    x = b.input("x", IMAGE)
+    first = b.bn(b.concat(b.conv(x, 4, name="before"), x, name="join"), name="bn")
+    second = b.bn(b.concat(b.conv(x, 4, name="apart"), x, name="join2"), name="other")
+    b.output(sigmoid(b, b.conv(first, 3, name="behind"), "s1"), sigmoid(b, b.conv(second, 3, name="apart2"), "s2"))
+    trace, outcome = traced(b)
+    assert [item.outcome for item in outcome.findings] == ["deleted", "deleted"]
+    assert trace.partners == []
+    assert {item.name for item in trace.absorbed} <= {"before", "behind"}
+    assert not any("apart" in region.tensors for region in trace.regions)
+
+
 def test_a_matmul_is_given_an_addition() -> None:
     b = Builder()
     y = b.op("MatMul", b.input("x", ("N", 4)), b.weight(4, 4), shape=("N", 4), name="mm")
