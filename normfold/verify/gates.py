@@ -173,7 +173,8 @@ def judge_output(
         for item in granted:
             allowed = np.maximum(allowed, largest(item, keep))
             if error.size < _FEW * errors.size:
-                allowed = np.maximum(allowed, _rms(item))
+                # of n errors with one spread the largest is about sqrt(2 ln n) times it
+                allowed = np.maximum(allowed, _rms(item) * max(1.0, np.sqrt(2 * np.log(errors.size))))
         allowed = np.maximum(factor * allowed, 5e-324)
         place = int(np.argmax(errors / allowed))
         if errors[place] / allowed[place] > ratio:
