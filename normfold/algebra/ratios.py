@@ -14,6 +14,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 TOLERANCE = 1e-12  # two ratios are the same when they agree to this; float64 products of a few factors stay far below
+NONE = -1
 LIMIT = 1e150  # a ratio outside [1/LIMIT, LIMIT] is refused before it overflows
 
 
@@ -24,18 +25,11 @@ class Ratios:
         self._parent: Ints = np.arange(size)
         self._ratio: Floats = np.ones(size)
         self._size: Ints = np.ones(size, dtype=np.int64)
+        self._place: Ints = np.full(size, NONE, dtype=np.int64)  # scratch; NONE everywhere between two calls
         self._journal: list[tuple[Ints, Ints]] = []
 
     def __len__(self) -> int:
         return len(self._parent)
-
-    def grow(self, size: int) -> None:
-        """Make room for unknowns up to `size`; new ones are free."""
-        old = len(self._parent)
-        if size > old:
-            self._parent = np.concatenate([self._parent, np.arange(old, size)])
-            self._ratio = np.concatenate([self._ratio, np.ones(size - old)])
-            self._size = np.concatenate([self._size, np.ones(size - old, dtype=np.int64)])
 
     def find(self, labels: Ints) -> tuple[Ints, Floats]:
         """Roots of `labels` and the ratios to them: ``v[labels] == ratios * v[roots]``."""
@@ -54,41 +48,63 @@ class Ratios:
         Returns None when that can hold; else a mask, over the broadcast shape, of pairs that contradict what is known.
         After a contradiction some of the pairs may have been joined: roll back.
         """
-        a, b, wanted = (np.array(item) for item in np.broadcast_arrays(a, b, ratio))
+        a, b, wanted = np.broadcast_arrays(a, b, ratio)
         shape, index = a.shape, np.arange(a.size)
-        a, b, wanted = a.ravel().astype(np.int64), b.ravel().astype(np.int64), wanted.ravel().astype(np.float64)
-        bad = np.zeros(a.size, dtype=np.bool_)
-        while a.size:
-            (root_a, to_a), (root_b, to_b) = self.find(a), self.find(b)
+        root_a, root_b = a.ravel(), b.ravel()
+        quotient = wanted.ravel().astype(np.float64)  # wanted: v[root_a] == quotient * v[root_b]
+        while index.size:
+            (root_a, to_a), (root_b, to_b) = self.find(root_a), self.find(root_b)
             with np.errstate(all="ignore"):
-                quotient = wanted * to_b / to_a  # v[root_a] == quotient * v[root_b]
+                quotient = quotient * to_b / to_a
             same = root_a == root_b
             size = np.abs(quotient)
             wrong = ~((size > 1 / LIMIT) & (size < LIMIT)) | (same & ~(np.abs(quotient - 1.0) <= TOLERANCE))
             if wrong.any():
-                bad[index[wrong]] = True
-                return bad.reshape(shape)
-            keep = ~same
-            if not keep.any():
-                return None
-            a, b, wanted, index = a[keep], b[keep], wanted[keep], index[keep]
-            root_a, root_b, quotient = root_a[keep], root_b[keep], quotient[keep]
-            # The smaller tree hangs below the larger one; ties by index, so that parents strictly outrank children.
-            size_a, size_b = self._size[root_a], self._size[root_b]
-            a_below = (size_a < size_b) | ((size_a == size_b) & (root_a < root_b))
-            child = np.where(a_below, root_a, root_b)
-            parent = np.where(a_below, root_b, root_a)
-            value = np.where(a_below, quotient, 1.0 / quotient)
-            _, first = np.unique(child, return_index=True)
-            first = first[~np.isin(parent[first], child[first])]  # nobody hangs below a root that moves in this round
-            self._parent[child[first]] = parent[first]
-            self._ratio[child[first]] = value[first]
-            np.add.at(self._size, parent[first], self._size[child[first]])
-            self._journal.append((child[first], parent[first]))
-            rest = np.ones(a.size, dtype=np.bool_)
-            rest[first] = False
-            a, b, wanted, index = a[rest], b[rest], wanted[rest], index[rest]
+                bad = np.zeros(shape, dtype=np.bool_)
+                bad.ravel()[index[wrong]] = True
+                return bad
+            left = ~same
+            root_a, root_b, quotient, index = root_a[left], root_b[left], quotient[left], index[left]
+            done = self._hang(root_a, root_b, quotient)
+            root_a, root_b, quotient, index = root_a[~done], root_b[~done], quotient[~done], index[~done]
         return None
+
+    def _hang(self, root_a: Ints, root_b: Ints, quotient: Floats) -> Bools:
+        """Hang roots below each other where v[root_a] == quotient * v[root_b]: one relation a root.  Returns which it used."""
+        # The smaller tree hangs below the larger one; ties by index, so that parents strictly outrank children.
+        size_a, size_b = self._size[root_a], self._size[root_b]
+        a_below = (size_a < size_b) | ((size_a == size_b) & (root_a < root_b))
+        places = np.arange(root_a.size)
+        child, parent = np.where(a_below, root_a, root_b), np.where(a_below, root_b, root_a)
+        self._place[child[::-1]] = places[::-1]
+        used = self._place[child] == places  # the first relation of each child
+        child, parent = child[used], parent[used]
+        value = np.where(a_below[used], quotient[used], 1.0 / quotient[used])
+        self._place[child] = np.arange(child.size)
+        top = self._place[parent] < 0
+        # A parent may be a child of the same round: everything is hung below the last of its line (pointer jumping).
+        end, product = parent, value
+        with np.errstate(all="ignore"):
+            while (moved := (at := self._place[end]) >= 0).any():
+                product = np.where(moved, product * product[at], product)
+                end = np.where(moved, end[at], end)
+            size = np.abs(product)
+            sound = (size > 1 / LIMIT) & (size < LIMIT)
+        self._place[child] = NONE
+        if not sound.all():  # too large on the way: the upper ends alone; the others are refused in their turn
+            used[used] = top
+            child, end, product = child[top], parent[top], value[top]
+        self._parent[child], self._ratio[child] = end, product
+        np.add.at(self._size, end, self._size[child])
+        self._journal.append((child, end))
+        return used
+
+    def copy(self) -> Ratios:
+        """The same relations, to be added to apart."""
+        twin = Ratios(len(self))
+        twin._parent, twin._ratio, twin._size = self._parent.copy(), self._ratio.copy(), self._size.copy()
+        twin._journal = list(self._journal)
+        return twin
 
     def mark(self) -> int:
         """A point to roll back to."""

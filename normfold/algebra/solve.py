@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from normfold.algebra.system import System
 
 Verdict = Literal["deleted", "shift", "kept"]
 Stage = Literal["magnitude", "sign", "shift", ""]
+Refused = TypeVar("Refused")
 
 
 @dataclass(eq=False)
@@ -97,13 +99,11 @@ def _grant(system: System, wishes: Sequence[Wish], guard: Guard | None) -> Solut
     while True:
         system.rollback(start)
         _impose_kept(system, [wish for wish, want in zip(wishes, wanted, strict=True) if not want])
-        dropped: list[int] = []
-        together = _grant_scales_together(system, [wish for wish, want in zip(wishes, wanted, strict=True) if want])
-        for index, wish in enumerate(wishes):
-            if wanted[index]:
-                answers[index] = Answer("shift") if together else _grant_scale(system, wish.x_scale, wish.y_scale, wish.a)
-                if answers[index].verdict == "kept":
-                    dropped.append(index)
+        tried = [index for index, want in enumerate(wanted) if want]
+        refusals = _in_turn(tried, partial(_grant_scales, system, wishes))
+        for index in tried:
+            answers[index] = refusals.get(index, Answer("shift"))
+        dropped = list(refusals)
         # A refused scale leaves no trace in the solvers, unless the layer restricts its surroundings when it stays.
         if any(_restricts(wishes[index]) for index in dropped):
             _drop(wanted, dropped)
@@ -112,16 +112,15 @@ def _grant(system: System, wishes: Sequence[Wish], guard: Guard | None) -> Solut
         failed: list[int] = []
         for late in (False, True):
             turn = [i for i, wish in enumerate(wishes) if wish.late == late and wanted[i] and answers[i].verdict != "kept"]
-            together = _grant_shifts(system, [wishes[index] for index in turn if whole[index]], scale) is None
+            tried = [index for index in turn if whole[index]]
+            conflicts = _in_turn(tried, partial(_grant_shifts, system, wishes, scale))
             for index in turn:
-                wish = wishes[index]
-                conflict = None if together or not whole[index] else _grant_shifts(system, [wish], scale)
-                if whole[index] and conflict is None:
+                if whole[index] and index not in conflicts:
                     answers[index].verdict = "deleted"
-                elif wish.shift_form:
-                    answers[index] = Answer("shift", "shift", conflict)
+                elif wishes[index].shift_form:
+                    answers[index] = Answer("shift", "shift", conflicts.get(index))
                 else:
-                    answers[index] = Answer("kept", "shift", conflict)
+                    answers[index] = Answer("kept", "shift", conflicts.get(index))
                     failed.append(index)
             system.grant_wished_zeros()
         if failed:
@@ -161,8 +160,32 @@ def _impose_kept(system: System, wishes: Sequence[Wish]) -> None:
         system.shift.demand([(shifts[:, None], np.ones((shifts.size, 1)))])
 
 
-def _grant_scale(system: System, x: Ints, y: Ints, a: Floats) -> Answer:
-    """Grant scales (arrays broadcast); else the stage and the mask of what contradicts, with nothing granted."""
+def _in_turn(indices: Sequence[int], grant: Callable[[Sequence[int]], Refused | None]) -> dict[int, Refused]:
+    """Grant one after the other, each beside those granted before; returns the refused with their reasons.
+
+    grant: grants some of `indices` as one, or nothing and says why.  What can be granted as one can be granted one by one, so a
+    run of them is tried at once; it is halved while it fails and doubled while it does not.
+    """
+    refused: dict[int, Refused] = {}
+    first, run = 0, len(indices)
+    while first < len(indices):
+        part = indices[first : first + run]
+        reason = grant(part)
+        if reason is not None and len(part) > 1:
+            run = len(part) // 2
+            continue
+        if reason is not None:
+            refused[part[0]] = reason
+        else:
+            run = 2 * run
+        first += len(part)
+    return refused
+
+
+def _grant_scales(system: System, wishes: Sequence[Wish], indices: Sequence[int]) -> Answer | None:
+    """Grant the scales of these wishes in one step; else none, and why not (with a mask over the elements, of one wish)."""
+    chosen = [wishes[index] for index in indices]
+    x, y, a, shape = _columns([(wish.x_scale, wish.y_scale, wish.a) for wish in chosen])
     mark = system.mark()
     stages: tuple[tuple[Stage, Ratios, Floats], ...] = (
         ("magnitude", system.magnitude, np.abs(a)),
@@ -172,28 +195,24 @@ def _grant_scale(system: System, x: Ints, y: Ints, a: Floats) -> Answer:
         conflict = ratios.join(x, y, ratio)
         if conflict is not None:
             system.rollback(mark)
-            return Answer("kept", stage, conflict)
-    return Answer("shift")
+            return Answer("kept", stage, conflict.reshape(shape))
+    return None
 
 
-def _grant_scales_together(system: System, wishes: Sequence[Wish]) -> bool:
-    """Grant the scales of all wishes in one step; False, with nothing granted, when some contradict each other."""
-    if len(wishes) < 2:
-        return False
-    pairs = [[array.ravel() for array in np.broadcast_arrays(wish.x_scale, wish.y_scale, wish.a)] for wish in wishes]
-    x, y, a = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    return _grant_scale(system, x, y, a).verdict != "kept"
-
-
-def _grant_shifts(system: System, wishes: Sequence[Wish], scale: Floats) -> Bools | None:
-    """Grant the shifts of all wishes in one step; else a mask over the elements (of one wish), with nothing granted."""
-    rows = [np.broadcast_arrays(wish.x_shift, wish.y_shift, scale[wish.y_scale] * wish.c) for wish in wishes]
-    if not rows:
-        return None
-    x, y, rhs = (np.concatenate([array.ravel() for array in column]) for column in zip(*rows, strict=True))
+def _grant_shifts(system: System, wishes: Sequence[Wish], scale: Floats, indices: Sequence[int]) -> Bools | None:
+    """Grant the shifts of these wishes in one step; else none, and a mask over the elements (of one wish)."""
+    chosen = [wishes[index] for index in indices]
+    x, y, rhs, shape = _columns([(wish.x_shift, wish.y_shift, scale[wish.y_scale] * wish.c) for wish in chosen])
     mark = system.shift.mark()
     conflict = system.shift.add(np.stack([x, y], axis=1), np.broadcast_to(np.array([1.0, -1.0]), (x.size, 2)), rhs)
     if conflict is None:
         return None
     system.shift.rollback(mark)
-    return conflict.reshape(rows[0][0].shape) if len(rows) == 1 else conflict
+    return conflict.reshape(shape)
+
+
+def _columns(rows: Sequence[tuple[Ints, Ints, Floats]]) -> tuple[Ints, Ints, Floats, tuple[int, ...]]:
+    """Triples of arrays that broadcast, flat and behind each other; and the shape of the one where there is one."""
+    wide = [np.broadcast_arrays(*row) for row in rows]
+    x, y, value = (np.concatenate([array.ravel() for array in column]) for column in zip(*wide, strict=True))
+    return x, y, value, wide[0][0].shape if len(wide) == 1 else x.shape

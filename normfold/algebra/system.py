@@ -48,6 +48,7 @@ class System:
         self._magnitude_askers: list[int] = []
         self._sum_askers: list[int] = []
         self._links: Ratios | None = None
+        self._indices: dict[int, _Index] = {}
         self._relaxed = False
         self.magnitude = Ratios(1)
         self.sign = Ratios(1)
@@ -113,13 +114,9 @@ class System:
         relaxed: relaxable zeros are wishes, not demands.
         """
         self._relaxed = relaxed
-        self.magnitude, self.sign = Ratios(self.scale_count), Ratios(self.scale_count)
+        self.sign = _joined(Ratios(self.scale_count), self._joins)
+        self.magnitude = _joined(self.sign.copy(), self._magnitude_joins)
         self.shift = Offsets(self.shift_count)
-        for a, b in (_flat(a, b) for a, b in self._joins):
-            self.magnitude.join(a, b)
-            self.sign.join(a, b)
-        for a, b in (_flat(a, b) for a, b in self._magnitude_joins):
-            self.magnitude.join(a, b)
         pins = _gather(demand.labels for demand in self.scale_pins)
         self.magnitude.join(pins, np.zeros_like(pins))
         positive = np.concatenate([pins, _gather(demand.labels for demand in self.positive)])
@@ -169,17 +166,49 @@ class System:
 
     def _near(self, labels: Ints, demands: list[Demand]) -> list[Demand]:
         if self._links is None:
-            self._links = Ratios(self.scale_count)
-            for a, b in (_flat(a, b) for a, b in self._joins):
-                self._links.join(a, b)
+            self._links = _joined(Ratios(self.scale_count), self._joins)
         roots, _ = self._links.find(np.unique(labels))
-        return [demand for demand in demands if np.isin(self._links.find(demand.labels.ravel())[0], roots[roots > 0]).any()]
+        return self._index(demands, self._links).at(roots)
 
     def zeros_at(self, labels: Ints) -> list[Demand]:
-        """Zero-shift demands made on one of `labels` itself, and who restricts it in other ways."""
-        wanted = np.unique(labels)
-        every = self.shift_zeros + self.relaxable_zeros + self.named_shifts
-        return [demand for demand in every if np.isin(demand.labels, wanted[wanted > 0]).any()]
+        """Zero-shift demands made on one of `labels` itself."""
+        return self._index(self.shift_zeros, None).at(labels) + self._index(self.relaxable_zeros, None).at(labels)
+
+    def _index(self, demands: list[Demand], links: Ratios | None) -> _Index:
+        """Who demands something where; made anew when demands came in since."""
+        known = self._indices.get(id(demands))
+        if known is None or len(known.demands) < len(demands):
+            known = self._indices[id(demands)] = _Index(demands, links)
+        return known
+
+
+class _Index:
+    """Demands by their labels, or by the roots of their labels in `links`."""
+
+    def __init__(self, demands: list[Demand], links: Ratios | None) -> None:
+        self.demands = list(demands)
+        parts = [np.unique(demand.labels) for demand in demands]
+        where = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+        who = np.repeat(np.arange(len(parts)), [part.size for part in parts])
+        where = where if links is None else links.find(where)[0]
+        order = np.argsort(where, kind="stable")
+        self._where, self._who = where[order], who[order]
+
+    def at(self, labels: Ints) -> list[Demand]:
+        """Demands on one of `labels` (the pinned 0 aside), in the order in which they were made."""
+        labels = np.unique(labels)
+        labels = labels[labels > 0]
+        first, last = np.searchsorted(self._where, labels), np.searchsorted(self._where, labels, side="right")
+        who = np.concatenate([np.zeros(0, dtype=np.int64), *(self._who[i:j] for i, j in zip(first, last, strict=True))])
+        return [self.demands[i] for i in np.unique(who)]
+
+
+def _joined(ratios: Ratios, pairs: Sequence[tuple[Ints, Ints]]) -> Ratios:
+    """`ratios` with both sides of every pair (arrays that broadcast) made equal."""
+    flat = [_flat(a, b) for a, b in pairs]
+    if flat:
+        ratios.join(*(np.concatenate(side) for side in zip(*flat, strict=True)))
+    return ratios
 
 
 def _flat(a: Ints, b: Ints) -> tuple[Ints, Ints]:
