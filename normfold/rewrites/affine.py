@@ -15,6 +15,7 @@ MatMul, a border map, what is left of a shift) is a question to the target (choi
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Collection
 from dataclasses import replace
 
 import numpy as np
@@ -172,12 +173,14 @@ class _Plan:
             if answer.verdict == "kept":  # so that others can name it as what stopped them
                 self.wiring.system.pin_scale(layer.unless_scale, "kept", layer.node.label)
                 self.wiring.system.zero_shift(layer.unless_shift, "kept", layer.node.label)
+        moving = {value for value in self.graph.values() if not regauge.is_identity(value)}
+        layers = {layer.node for layer in self.wiring.layers}
         for layer in self.wiring.layers:
             answer = self.fate.get(layer)
             verdict = answer.verdict if answer is not None else "kept"
             fate = Fate(layer.y.name, verdict)
             if verdict == "deleted":
-                fate.into = _absorbers(layer, regauge, self.wiring)
+                fate.into = _absorbers(layer, regauge, moving, layers)
                 result.applied.append(Applied("affine", layer.node.label, f"deleted into {', '.join(fate.into) or 'nothing'}"))
             elif answer is not None and layer.kind == "norm":  # of the others nobody asks
                 guarded = layer in self.guarded and answer.stage in ("", "shift")
@@ -239,15 +242,17 @@ def _elements(value: Value) -> int:
     return int(np.prod([dim for dim in value.shape or () if isinstance(dim, int)], dtype=np.int64))
 
 
-def _absorbers(layer: AffineLayer, regauge: Regauge, wiring: Wiring) -> list[str]:
-    """Names of the parameters next to the layer that took it up, through operations that only carry it."""
+def _absorbers(layer: AffineLayer, regauge: Regauge, moving: Collection[Value], layers: Collection[Node]) -> list[str]:
+    """Names of the parameters next to the layer that took it up, through operations that only carry it.
+
+    moving: values whose gauge is not the identity; layers: the nodes of all layers.
+    """
     names: list[str] = []
-    others = {other.node for other in wiring.layers}
     queue: deque[Value] = deque([layer.x, layer.y])
     seen: set[Node] = {layer.node}
     while queue and len(seen) < 200:
         value = queue.popleft()
-        if wiring.of(value).pinned or regauge.is_identity(value):
+        if value not in moving:
             continue
         for node in ([value.producer] if value.producer is not None else []) + [use.node for use in value.uses]:
             if node in seen:
@@ -255,7 +260,7 @@ def _absorbers(layer: AffineLayer, regauge: Regauge, wiring: Wiring) -> list[str
             seen.add(node)
             if node in regauge.changed:
                 names += [name for name in regauge.changed[node] if name not in names]
-            elif node not in others:
+            elif node not in layers:
                 queue.extend(v for v in (*node.inputs, *node.outputs) if v is not None and v.const is None)
     return names
 
