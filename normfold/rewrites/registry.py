@@ -11,6 +11,7 @@ from normfold.rewrites import (
     chains,
     constant_channels,
     dead_shift,
+    empty_channels,
     norm_affine,
     pad_into_conv,
     preprocess,
@@ -25,8 +26,8 @@ from normfold.rewrites.rewrite import Rewrite
 def rewrites() -> tuple[Rewrite, ...]:
     """Foreign rewrites, then what recognises and what makes ready, then the affine moves.
 
-    Layers that the affine step should see come first; copies are made when nothing merges weights any more; constant channels
-    stand right before it (one zero gamma would stop a whole layer).
+    Layers that the affine step should see come first; copies are made when nothing merges weights any more; empty and constant
+    channels stand right before it (one zero gamma would stop a whole layer).
     """
     foreign = tuple(entry.load() for entry in entry_points(group="normfold.rewrites"))
     modules = (
@@ -38,6 +39,7 @@ def rewrites() -> tuple[Rewrite, ...]:
         shared_conv,
         dead_shift,
         preprocess,
+        empty_channels,
         constant_channels,
         affine,
         norm_affine,
