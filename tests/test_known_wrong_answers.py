@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -500,3 +503,12 @@ def test_17_a_right_fold_is_not_reported_as_a_bug() -> None:
     assert [finding.outcome for finding in result.record.findings] == ["deleted"]
     with torch.no_grad():
         assert (result.module(x) - expected).abs().max() > 1e-5  # what a fixed tolerance would call a bug
+
+
+def test_every_answer_has_a_guard_that_tools_mutate_can_take_out() -> None:
+    root = Path(__file__).parent.parent
+    guards = tomllib.loads((root / "tools/guards.toml").read_text())["guard"]
+    named = re.findall(r"^def test_(\d\d)_", Path(__file__).read_text(), re.MULTILINE)
+    assert {guard["item"] for guard in guards} == {int(number) for number in named}
+    for cut in (cut for guard in guards for cut in guard["cut"]):
+        assert (root / cut["file"]).read_text().count(cut["code"].strip("\n")) == 1, f"tools/guards.toml: {cut}"
