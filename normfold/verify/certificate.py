@@ -100,6 +100,8 @@ def certify(
             meet(value, walk.read(value))
         if value not in promises:
             judged.missing(value.name, f"the original has no value {value.name!r} to compare with")
+        elif not any(gauge.identity and gauge.original == value.name for gauge in promises[value]):
+            judged.missing(value.name, "an output keeps its values: no scale and no shift may be left on it")
     outputs = reference.finish()
     judged.reconsider(before, feeds, given)
     return Certified(judged.comparisons, outputs)

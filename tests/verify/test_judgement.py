@@ -250,6 +250,16 @@ def test_a_recorded_gauge_is_what_a_value_is_held_to() -> None:
     assert not verdicts(*scaled(Gauge("r", np.full((), 2.0), np.full((), 1e-9))))["certificate", "r_scaled"].passed
 
 
+def test_an_output_must_keep_its_values_whatever_is_recorded() -> None:
+    before, _ = scaled(None)
+    b = Builder()
+    y = b.op("Neg", b.relu(b.input("x", (2, 3, 4)), "r"), shape=(2, 3, 4), name="y0")
+    doubled = b.op("Mul", y, b.const(np.full((), 2.0)), shape=(2, 3, 4), name="y")
+    doubled.gauges = (Gauge("y", np.full((), 2.0), np.zeros(())),)
+    bad = [item for item in certificate(before, b.output(doubled), FEED) if not item.passed]
+    assert [item.subject for item in bad] == ["y"] and "an output keeps its values" in bad[0].where
+
+
 def test_nan_in_a_scale_promises_nothing_there() -> None:
     factor = np.array([[2.0], [5.0], [2.0]])
     assert verdicts(*scaled(Gauge("r", np.array([[2.0], [np.nan], [2.0]]), np.zeros(())), factor))[
