@@ -114,6 +114,7 @@ class _Writer:
         return origin
 
     def _rewire(self, node: Node, origin: ir.Node, captured: CapturedNode) -> None:
+        shorter = captured.slots > len(node.inputs)
         for slot in range(max(len(node.inputs), captured.slots)):
             value = node.input(slot)
             wanted = None if value is None else self.value(value)
@@ -123,7 +124,8 @@ class _Writer:
             if slot >= len(origin.inputs):
                 origin.resize_inputs(slot + 1)
             origin.replace_input_with(slot, wanted)
-        if captured.slots > len(node.inputs):
+            shorter = shorter or wanted is None
+        if shorter:  # an empty name at the end means the same, and crashes fusions of ONNX Runtime (SkipLayerNormFusion)
             count = len(origin.inputs)
             while count and origin.inputs[count - 1] is None:
                 count -= 1

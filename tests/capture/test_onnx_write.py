@@ -305,6 +305,16 @@ def test_the_value_of_a_pad_is_written_as_the_opset_spells_it(opset: int) -> Non
     assert from_onnx(proto).nodes[0].attrs["constant_value"] == -2.0
 
 
+def test_an_input_that_is_gone_leaves_no_empty_name_at_the_end() -> None:
+    """ONNX Runtime's SkipLayerNormFusion crashes on a LayerNormalization whose bias is named ''."""
+    nodes = [helper.make_node("Add", ["x", "x"], ["s"]), helper.make_node("LayerNormalization", ["s", "g", "b"], ["y"])]
+    held = {"g": floats(4), "b": floats(4, seed=1)}
+    graph = from_onnx(model(nodes, [info("x", [2, 3, 4])], [info("y", [2, 3, 4])], held))
+    graph.set_input(node_of(graph, "LayerNormalization"), 2, None)
+    proto = written(graph)
+    assert list(proto.graph.node[1].input) == ["s", "g"] and [item.name for item in proto.graph.initializer] == ["g"]
+
+
 def test_a_removed_attribute_is_removed() -> None:
     proto = model(
         [helper.make_node("Fancy", ["x"], ["y"], domain="d", gain=2.0, mode="m")],
