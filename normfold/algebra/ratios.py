@@ -15,6 +15,7 @@ Bools = npt.NDArray[np.bool_]
 
 TOLERANCE = 1e-12  # two ratios are the same when they agree to this; float64 products of a few factors stay far below
 NONE = -1
+EXACT = 1e-14  # closer to 1 than the rounding of a few products: it is meant to be 1 (a pinned tensor keeps every bit)
 LIMIT = 1e150  # a ratio outside [1/LIMIT, LIMIT] is refused before it overflows
 
 
@@ -132,7 +133,9 @@ class Ratios:
         last = np.zeros(count, dtype=np.int64)
         np.maximum.at(last, roots, np.arange(count))
         near = np.abs(logs[last] - mean) <= 20
-        base = np.where(near, 1.0 / ratios[last], np.exp2(-np.rint(mean)))
+        unit = np.where(near, ratios[last], np.exp2(np.rint(mean)))
         root, ratio = self.find(np.array([anchor]))
-        base[root[0]] = 1.0 / ratio[0]
-        return ratios * base[roots]
+        unit[root[0]] = ratio[0]
+        values = ratios / unit[roots]  # a division, so that equal ratios give exactly 1
+        values[np.abs(values - 1.0) <= EXACT] = 1.0
+        return values

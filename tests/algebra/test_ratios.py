@@ -99,3 +99,14 @@ def test_any_order_of_true_relations_is_consistent(pairs: list[tuple[int, int]],
         assert values[a] / values[b] == pytest.approx(true[a] / true[b], rel=1e-9)
         if a != b:
             assert ratios.join(np.array([a]), np.array([b]), 1.01 * true[a] / true[b]) is not None
+@pytest.mark.parametrize("factor", [49.0, 1 / 3, 0.7])
+def test_what_is_pinned_is_exactly_one(factor: float) -> None:
+    """49 * (1 / 49) is not 1: a graph output would be said to hold another value."""
+    ratios = Ratios(40)
+    ratios.join(np.arange(1, 5), np.zeros(4, dtype=np.int64))
+    ratios.join(np.arange(11, 40), np.full(29, 10), 1.1)  # a larger tree, below which the pinned one hangs
+    ratios.join(np.array([3]), np.array([12]), factor)
+    values = ratios.solution()
+    assert (values[:5] == 1.0).all() and values[12] == pytest.approx(1 / factor)
+
+
