@@ -94,28 +94,28 @@ def _grant(system: System, wishes: Sequence[Wish], guard: Guard | None) -> Solut
     """One pass over all wishes on a system that was just built."""
     start = system.mark()
     answers = [Answer() for _ in wishes]
-    wanted = [True] * len(wishes)
-    whole = [True] * len(wishes)  # False: only the scale may be taken out
+    only_scale: set[int] = set()  # left as an addition
+    given_up: set[int] = set()  # never tried again
+    crowded_out: set[int] = set()  # refused for their scales: tried again when one that asked for other scales is given up
     while True:
         system.rollback(start)
-        _impose_kept(system, [wish for wish, want in zip(wishes, wanted, strict=True) if not want])
-        tried = [index for index, want in enumerate(wanted) if want]
+        _impose_kept(system, [wishes[index] for index in given_up | crowded_out])
+        tried = [index for index in range(len(wishes)) if index not in given_up | crowded_out]
         refusals = _in_turn(tried, partial(_grant_scales, system, wishes))
         for index in tried:
             answers[index] = refusals.get(index, Answer("shift"))
-        dropped = list(refusals)
         # A refused scale leaves no trace in the solvers, unless the layer restricts its surroundings when it stays.
-        if any(_restricts(wishes[index]) for index in dropped):
-            _drop(wanted, dropped)
+        if any(_restricts(wishes[index]) for index in refusals):
+            crowded_out |= refusals.keys()
             continue
         scale = system.magnitude.solution() * system.sign.solution()
         failed: list[int] = []
         for late in (False, True):
-            turn = [i for i, wish in enumerate(wishes) if wish.late == late and wanted[i] and answers[i].verdict != "kept"]
-            tried = [index for index in turn if whole[index]]
-            conflicts = _in_turn(tried, partial(_grant_shifts, system, wishes, scale))
+            turn = [index for index in tried if wishes[index].late == late and index not in refusals]
+            whole = [index for index in turn if index not in only_scale]
+            conflicts = _in_turn(whole, partial(_grant_shifts, system, wishes, scale))
             for index in turn:
-                if whole[index] and index not in conflicts:
+                if index not in only_scale and index not in conflicts:
                     answers[index].verdict = "deleted"
                 elif wishes[index].shift_form:
                     answers[index] = Answer("shift", "shift", conflicts.get(index))
@@ -123,27 +123,23 @@ def _grant(system: System, wishes: Sequence[Wish], guard: Guard | None) -> Solut
                     answers[index] = Answer("kept", "shift", conflicts.get(index))
                     failed.append(index)
             system.grant_wished_zeros()
+        if not failed:
+            behind = [wish.y_shift.ravel() for wish, answer in zip(wishes, answers, strict=True) if answer.verdict == "deleted"]
+            if behind:  # constants go into the layer before rather than into those behind
+                system.shift.zero_where_possible(np.concatenate(behind))
+            shift = system.shift.solution()
+            refused = guard(scale, shift, answers) if guard else []
+            if not refused:
+                return Solution(scale, shift, answers)
+            for index in refused:
+                if wishes[index].shift_form and index not in only_scale:
+                    only_scale.add(index)
+                else:
+                    answers[index] = Answer("kept", "")
+                    failed.append(index)
         if failed:
-            _drop(wanted, failed)
-            continue
-        behind = [wish.y_shift.ravel() for wish, answer in zip(wishes, answers, strict=True) if answer.verdict == "deleted"]
-        if behind:  # constants go into the layer before rather than into those behind
-            system.shift.zero_where_possible(np.concatenate(behind))
-        shift = system.shift.solution()
-        refused = guard(scale, shift, answers) if guard else []
-        if not refused:
-            return Solution(scale, shift, answers)
-        for index in refused:
-            if wishes[index].shift_form and whole[index]:
-                whole[index] = False
-            else:
-                answers[index] = Answer("kept", "")
-                wanted[index] = False
-
-
-def _drop(wanted: list[bool], indices: list[int]) -> None:
-    for index in indices:
-        wanted[index] = False
+            given_up.update(failed)
+            crowded_out.clear()
 
 
 def _restricts(wish: Wish) -> bool:

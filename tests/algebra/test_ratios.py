@@ -99,6 +99,8 @@ def test_any_order_of_true_relations_is_consistent(pairs: list[tuple[int, int]],
         assert values[a] / values[b] == pytest.approx(true[a] / true[b], rel=1e-9)
         if a != b:
             assert ratios.join(np.array([a]), np.array([b]), 1.01 * true[a] / true[b]) is not None
+
+
 @pytest.mark.parametrize("factor", [49.0, 1 / 3, 0.7])
 def test_what_is_pinned_is_exactly_one(factor: float) -> None:
     """49 * (1 / 49) is not 1: a graph output would be said to hold another value."""
@@ -110,3 +112,35 @@ def test_what_is_pinned_is_exactly_one(factor: float) -> None:
     assert (values[:5] == 1.0).all() and values[12] == pytest.approx(1 / factor)
 
 
+def test_a_long_chain_takes_few_rounds_in_whatever_order_it_comes() -> None:
+    size = 4096
+    true = np.exp2(np.random.default_rng(1).integers(-9, 10, size + 1).astype(float))
+    for order in (np.arange(1, size), np.arange(1, size)[::-1], 1 + np.random.default_rng(0).permutation(size - 1)):
+        ratios = Ratios(size + 1)
+        assert ratios.join(order, order + 1, true[order] / true[order + 1]) is None
+        assert ratios.mark() <= 12  # log2 of the length; one round a link would be 4095
+        values = ratios.solution()
+        assert values[1:] / values[1] == pytest.approx(true[1:] / true[1])
+        ratios.rollback(0)
+        assert ratios.join(np.array([1]), np.array([size]), 5.0) is None
+
+
+def test_a_chain_that_leaves_the_range_on_the_way_is_refused_and_one_that_stays_is_not() -> None:
+    for ratio, fits in ((2.0**100, False), (2.0**-100, False), (2.0**40, True)):
+        ratios = Ratios(12)
+        conflict = ratios.join(np.arange(1, 10), np.arange(2, 11), ratio)
+        assert (conflict is None) == fits
+        if fits:
+            values = ratios.solution()
+            assert values[1:10] / values[2:11] == pytest.approx(np.full(9, ratio))
+
+
+def test_a_copy_is_added_to_apart() -> None:
+    ratios = Ratios(5)
+    ratios.join(np.array([1]), np.array([2]), 3.0)
+    twin = ratios.copy()
+    assert twin.join(np.array([2]), np.array([3]), 5.0) is None
+    assert ratios.join(np.array([1]), np.array([3]), 1.0) is None
+    assert twin.solution()[1] == pytest.approx(15.0 * twin.solution()[3])
+    twin.rollback(0)
+    assert twin.join(np.array([1]), np.array([2]), 9.0) is None and ratios.join(np.array([1]), np.array([2]), 9.0) is not None
