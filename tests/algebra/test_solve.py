@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from large import large
 from normfold.algebra import solve as module
 from normfold.algebra.ratios import Ratios
 from normfold.algebra.solve import Answer, Wish, solve
 from normfold.algebra.system import System
+from normfold.ops import op_rules
+from normfold.ops.wiring import Inserts, Wiring
 
 NOTHING = np.zeros(1, dtype=np.int64)
 
@@ -116,3 +119,18 @@ def test_zeros_are_relaxed_only_for_more_deletions() -> None:
     solution = solve(system, [wish(x, 2.0, 5.0, t[:1])])
     assert solution.answers[0].verdict == "kept" and not solution.shift.any()
     assert system.shift.add(t[1:, None], np.ones((1, 1)), np.ones(1)) is not None, "the system that is left is the strict one"
+
+
+def test_a_generated_graph_is_solved_in_few_rounds_whatever_its_size() -> None:
+    """The solvers work in rounds over whole arrays, so time goes with the number of nodes as long as rounds do not."""
+    rounds: list[tuple[int, ...]] = []
+    for nodes in (150, 600, 2400):
+        graph = large(nodes)
+        wiring = Wiring(graph, {kind: rule.wire for kind, rule in op_rules().items()}, Inserts(shift=True))
+        wiring.system.build()
+        rounds.append(wiring.system.mark())
+        norms = sum(node.kind == "BatchNormalization" for node in graph.nodes)
+        answers = solve(wiring.system, [wiring.wish(layer) for layer in wiring.layers]).answers
+        behind_concat = sum(node.kind == "Concat" for node in graph.nodes)
+        assert [answer.verdict for answer in answers].count("deleted") == norms - behind_concat
+    assert max(max(counts) for counts in rounds) <= 8, rounds
