@@ -67,3 +67,19 @@ def test_batch_norm_is_torchs() -> None:
     expected = F.batch_norm(x, *(torch.from_numpy(item) for item in (mean, var, gamma, beta)), eps=1e-3)
     a, c = absorb.batch_norm(gamma, beta, mean, var, 1e-3)
     assert torch.allclose(x * torch.from_numpy(a) + torch.from_numpy(c), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_what_a_shift_adds_at_each_tap(groups: int) -> None:
+    """One plane of ones through the taps is the whole shifted input through the weight, for both kinds of convolution."""
+    rng = np.random.default_rng(groups)
+    weight = rng.standard_normal((6, 6 // groups, 3, 2))  # [O, I/g, ...] of a conv, [I, O/g, ...] of a transposed one
+    g = gauges(6, 6)
+    plane, ones = np.ones((1, 6, 5, 4)) * (g.t_x / g.s_x)[:, None, None], torch.ones(1, 1, 5, 4, dtype=torch.float64)
+    for taps, function, own in (
+        (absorb.conv_taps(weight, g, groups)[:, None], F.conv2d, {"padding": 1}),
+        (absorb.conv_transpose_taps(weight, g, groups)[None], F.conv_transpose2d, {"stride": 2}),
+    ):
+        expected = function(torch.from_numpy(plane), torch.from_numpy(weight), groups=groups, **own).numpy()
+        came = function(ones, torch.from_numpy(taps), **own).numpy()
+        assert np.allclose(came, expected * g.s_y[:, None, None], rtol=1e-12, atol=1e-12)
