@@ -203,7 +203,7 @@ class Offsets:
         """Remember ``t[pivot] = const + others``, where the rows of `others` count the pivots."""
         used, self._used = self._used, self._used + others.row.size
         if self._used > self._term.size:
-            room = np.zeros(max(self._used, 2 * self._term.size) - self._term.size, dtype=np.int64)
+            room = np.zeros(self._used, dtype=np.int64)  # at least as much again
             self._term, self._coef = np.concatenate([self._term, room]), np.concatenate([self._coef, room.astype(np.float64)])
         self._term[used : self._used], self._coef[used : self._used] = others.term, others.coef
         count = np.bincount(others.row, minlength=pivot.size)
