@@ -13,6 +13,7 @@ import numpy as np
 
 from normfold.capture.dims import KnownDims
 from normfold.capture.no_effect import no_effect
+from normfold.capture.sequences import split_sequences
 from normfold.capture.static import known_count, settle
 from normfold.errors import CannotTell
 from normfold.graph import Array, Constant, Graph, Node, Value, is_float
@@ -48,6 +49,7 @@ def tidy(graph: Graph, record: Record | None = None) -> Tidied:
 
     Never touched: overridable constants (`graph.pinned`), what sub-graphs read, graph outputs' names, types and order.
     """
+    split_sequences(graph)
     done = _Tidier(graph).run()
     if record is not None and done:
         detail = f"{done.folded} computed from constants, {done.bypassed} without effect, {done.dead} unused"

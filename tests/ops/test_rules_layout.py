@@ -314,6 +314,5 @@ def test_moves_from_torch(name: str) -> None:
     randomised(module)
     taken = aten(module, x)
     assert taken.outcomes == ["deleted"] and taken.error <= 2e-5, taken.codes
-    if name != "uneven split":  # the exporter, unoptimised, spells it with a sequence
-        taken = by_onnx(module, x)
-        assert taken.outcomes == ["deleted"] and taken.error <= 2e-5, taken.codes
+    taken = by_onnx(module, x)
+    assert taken.outcomes == ["deleted"] and taken.error <= 2e-5, taken.codes
