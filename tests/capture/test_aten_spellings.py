@@ -237,7 +237,7 @@ def test_layout():
     assert kinds_by_output(graph) == [
         "Reshape", "Reshape", "Transpose", "Transpose", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Gather", "Split", "Split",
         "Concat", "Concat", "Gather", "Expand", "Tile", "Gather", "Gather", "DepthToSpace", "Reshape", "Transpose", "Identity",
-        "GatherElements", "aten::pixel_unshuffle", "aten::flip", "aten::channel_shuffle",
+        "GatherElements", "aten::pixel_unshuffle", "Slice", "aten::channel_shuffle",
     ]  # fmt: skip
     depth = next(node for node in graph.nodes if node.kind == "DepthToSpace")
     assert depth.attrs == {"blocksize": 2, "mode": "CRD"}
