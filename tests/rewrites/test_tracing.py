@@ -100,14 +100,23 @@ def stream(b: Builder, signed: bool = False) -> None:
 def test_on_a_stream_every_writer_and_every_other_reader_is_named() -> None:
     b = Builder()
     stream(b)
+    total = next(value for value in b.graph.values() if value.name == "sum")
+    b.graph.outputs.append(b.conv(b.relu(b.bn(total, name="third"), name="r3"), 4, name="k3"))  # keeps its scale: the last one
     trace, outcome = traced(b)
-    assert [item.outcome for item in outcome.findings] == ["deleted", "deleted"]
+    assert [item.outcome for item in outcome.findings] == ["deleted", "deleted", "shift"]
     by_name = {(item.name, item.role): item for item in trace.absorbed}
     assert ("stem", "writes") in by_name and ("k1", "writes") in by_name
     assert by_name["k1", "writes"].path == [Hop("Add", "sum", "k1")]
-    assert trace.partners == ["next"]
-    beyond = [region for region in trace.regions if region.beyond == "next"]
-    assert beyond and beyond[0].side == "input" and "r2" in beyond[0].tensors
+    assert trace.partners == ["next", "third"]
+    assert [region.beyond for region in trace.regions] == ["", ""]  # what is behind "next" comes last and stays as it is
+
+
+def test_what_moved_beyond_another_deleted_layer_is_a_region_of_its_own() -> None:
+    b = Builder()
+    stream(b)
+    trace, _ = traced(b, "next")
+    beyond = [region for region in trace.regions if region.beyond == "bn"]
+    assert beyond and beyond[0].side == "input" and "r1" in beyond[0].tensors
 
 
 def test_tensors_that_share_only_what_is_pinned_are_not_on_the_way() -> None:
