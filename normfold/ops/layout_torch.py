@@ -25,11 +25,6 @@ def _wire_torch(move: Callable[[Node, Ints], Ints | None]) -> Callable[[Node, Wi
     return wire
 
 
-def _flip(node: Node, item: Ints) -> Ints | None:
-    dims = node.attrs.get("dims")
-    return None if dims is None else np.flip(item, tuple(int(axis) % item.ndim for axis in dims))
-
-
 def _roll(node: Node, item: Ints) -> Ints | None:
     dims, shifts = node.attrs.get("dims"), node.attrs.get("shifts")
     if dims is None or shifts is None or len(dims) != len(shifts):
@@ -62,7 +57,6 @@ def _channel_shuffle(node: Node, item: Ints) -> Ints | None:
 
 
 RULES = (
-    OpRule("aten::flip", _wire_torch(_flip)),
     OpRule("aten::roll", _wire_torch(_roll)),
     OpRule("aten::repeat_interleave.self_int", _wire_torch(_repeat_interleave)),
     OpRule("aten::pixel_unshuffle", _wire_torch(_pixel_unshuffle)),
