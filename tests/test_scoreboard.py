@@ -98,7 +98,8 @@ def test_two_models_and_a_broken_file(root: Path, tmp_path: Path) -> None:
     others = [entry for entry in keys if " normfold " not in entry["key"]]  # its sources may be edited while this runs
     assert {entry["file"] for entry in others} == {"broken.onnx"}
     table, _, notes = again.stdout.partition("\n\n")
-    assert notes.count("- broken.onnx, ") == len(COLUMNS) and "- pair.onnx" not in notes
+    tried = len(COLUMNS) - (importlib.util.find_spec("onnxslim") is None)
+    assert notes.count("- broken.onnx, ") == tried and "- pair.onnx" not in notes
     table = table.splitlines()
     assert table[0].startswith("| file | norms | exporter |")
     assert table[1].count("---") == table[0].count("|") - 1
