@@ -144,3 +144,9 @@ def test_a_copy_is_added_to_apart() -> None:
     assert twin.solution()[1] == pytest.approx(15.0 * twin.solution()[3])
     twin.rollback(0)
     assert twin.join(np.array([1]), np.array([2]), 9.0) is None and ratios.join(np.array([1]), np.array([2]), 9.0) is not None
+
+
+def test_what_is_minus_one_stays_so() -> None:
+    signs = Ratios(4)
+    assert signs.join(np.array([1, 2]), np.array([0, 1]), -1.0) is None
+    assert signs.solution().tolist() == [1.0, -1.0, 1.0, 1.0]

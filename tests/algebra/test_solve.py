@@ -71,6 +71,17 @@ def test_the_mask_of_a_refusal_has_the_shape_of_its_own_wish() -> None:
     assert masks == [[[[False], [True], [False]]], [[[False], [False], [True]]], [[[False], [False], [True]]]]
 
 
+def test_layers_in_a_row_add_up() -> None:
+    """x -> (2, 3) -> y -> (5, 7) -> a pinned end: s_y = 5, t_y = 7, s_x = 2 s_y, t_x = 3 s_y + t_y."""
+    system = System()
+    (s_x, s_y), (t_x, t_y) = ((new((1,)), new((1,))) for new in (system.new_scales, system.new_shifts))
+    front = Wish(s_x, s_y, np.array([2.0]), t_x, t_y, np.array([3.0]))
+    solution = solve(system, [front, wish(s_y, 5.0, 7.0, t_y)])
+    assert [answer.verdict for answer in solution.answers] == ["deleted", "deleted"]
+    assert [solution.scale[label].item() for label in (s_x, s_y)] == [10.0, 5.0]
+    assert [solution.shift[label].item() for label in (t_x, t_y)] == [22.0, 7.0]
+
+
 @pytest.mark.parametrize("restricts", [False, True])
 def test_a_layer_crowded_out_gets_its_chance_when_the_other_is_given_up(restricts: bool) -> None:
     """The first asks for scale 2 and cannot have its shift; the second, which asks for 3, could go without it."""
