@@ -2,6 +2,7 @@
 
 Source: scikit-learn `load_digits`, 1797 images of 8x8 pixels in 0..16 (a part of the UCI set "Optical Recognition of
 Handwritten Digits").  Every fifth image is held out, by its place in the set: no generator, so no version of one, decides.
+Of the others the recurrent networks see three in four with their labels; the fourth is left for distillation, without labels.
 """
 
 from __future__ import annotations
@@ -28,3 +29,18 @@ def split() -> tuple[Split, Split]:
     labels = data.target.astype(np.int64)
     held_out = np.arange(len(labels)) % 5 == 4
     return Split(images[~held_out], labels[~held_out]), Split(images[held_out], labels[held_out])
+
+
+class Parts(NamedTuple):
+    """Three parts that share no image: 1079 to train on, 359 without labels (float32 [359, 1, 8, 8]), 359 held out."""
+
+    labelled: Split
+    unlabelled: npt.NDArray[np.float32]
+    held_out: Split
+
+
+def parts() -> Parts:
+    """`split`, with every fourth image of its training part set apart for distillation: no recipe uses the labels of those."""
+    training, held_out = split()
+    apart = np.arange(len(training.labels)) % 4 == 3
+    return Parts(Split(training.images[~apart], training.labels[~apart]), training.images[apart], held_out)

@@ -129,7 +129,7 @@ def _run(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
 def test_the_demo_names_the_models_there_are(root: Path) -> None:
     done = _run(root, "tools/demo", "nosuch")
     assert done.returncode == 2
-    assert "digits_convbn.pt digits_preact.pt" in done.stderr
+    assert all(f"digits_{name}.pt" in done.stderr for name in ("bnlstm", "convbn", "crnn", "lngru", "preact"))
 
 
 def test_the_suite_runs_from_anywhere_and_hands_arguments_on(root: Path, tmp_path: Path) -> None:
