@@ -3,8 +3,9 @@
     result = normfold.optimize("net.onnx")             # a path: .onnx, .pt2, or a checkpoint with model="net.py:factory"
     result = normfold.optimize(module, (images,))      # a live module and example arguments; the module is never touched
     result.module, result.record, result.save("net.folded.onnx")
+    normfold.verify("net.onnx", "net.folded.onnx").verdict  # "same", "different" or "cannot tell"
 
-Public names: optimize, inspect, Options, Result, Record, and the exceptions in normfold.errors.
+Public names: optimize, inspect, verify, Options, Result, Record, and the exceptions in normfold.errors.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from normfold.api import inspect, optimize
+    from normfold.api import inspect, optimize, verify
     from normfold.pipeline import Options, Result
     from normfold.record import Record
 
-__all__ = ["Options", "Record", "Result", "inspect", "optimize"]
+__all__ = ["Options", "Record", "Result", "inspect", "optimize", "verify"]
 
 _HOMES = {
     "Options": "normfold.pipeline",
@@ -24,6 +25,7 @@ _HOMES = {
     "Result": "normfold.pipeline",
     "inspect": "normfold.api",
     "optimize": "normfold.api",
+    "verify": "normfold.verify",  # the package, which can be called
 }
 
 
@@ -32,7 +34,8 @@ def __getattr__(name: str) -> Any:
     if name in _HOMES:
         from importlib import import_module
 
-        return getattr(import_module(_HOMES[name]), name)
+        home = import_module(_HOMES[name])
+        return getattr(home, name, home)
     raise AttributeError(f"module 'normfold' has no attribute {name!r}")
 
 

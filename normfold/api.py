@@ -9,6 +9,8 @@ from typing import Any
 from normfold.load import Call, load
 from normfold.pipeline import Objective, Options, Result, run
 from normfold.pipeline import inspect as inspect_loaded
+from normfold.pipeline.verifying import Level, Plan, Verification
+from normfold.pipeline.verifying import verify as compare
 from normfold.record import Record
 
 
@@ -79,7 +81,49 @@ def inspect(model: Any, inputs: Any = None, *, dynamic: Sequence[str] = (), fact
     return inspect_loaded(_load(model, inputs, dynamic, factory, record), record)
 
 
+def verify(
+    a: Any,
+    b: Any,
+    inputs: Any = None,
+    *,
+    level: Level = "standard",
+    seed: int = 0,
+    data: str | Path | None = None,
+    dynamic: Sequence[str] = (),
+    factory: str | None = None,
+    factory_b: str | None = None,
+    runtime: bool = True,
+) -> Verification:
+    """Do two models compute one function?  `normfold.verify(a, b)` calls this.
+
+    a, b: paths (.onnx, .pt2, checkpoints with `factory`), nn.Modules, ExportedPrograms or ModelProtos.
+    inputs: example arguments as for `optimize`; compared on as they are.  data: an .npz with inputs to compare on besides.
+    level: "quick", "standard" or "thorough".  seed: of the inputs and of the noise.  runtime: run both, not float64 alone.
+
+    Returns a Verification: verdict ("same", "different", "cannot tell"), compared.judgement, compared.parting.
+    Raises InputRefused and UsageError; a difference is a result.
+    """
+    specs, calls = _inputs(inputs)
+    plan = Plan(
+        level=level,
+        seed=seed,
+        data=None if data is None else Path(data),
+        inputs=tuple(specs or ()),
+        dynamic=tuple(dynamic),
+        model=factory,
+        model_b=factory_b,
+        runtime=runtime,
+    )
+    return compare(a, b, plan, calls=calls or ())
+
+
 def _load(model: Any, inputs: Any, dynamic: Sequence[str], factory: str | None, record: Record) -> Any:
+    specs, calls = _inputs(inputs)
+    return load(model, model=factory, inputs=specs, calls=calls, dynamic=list(dynamic) or None, record=record)
+
+
+def _inputs(inputs: Any) -> tuple[list[str] | None, list[Call] | None]:
+    """Input specs, or calls, of what people write."""
     specs: list[str] | None = None
     calls: list[Call] | None = None
     if inputs is not None:
@@ -87,7 +131,7 @@ def _load(model: Any, inputs: Any, dynamic: Sequence[str], factory: str | None, 
             specs = [str(item) for item in inputs]
         else:
             calls = [_call(inputs)]
-    return load(model, model=factory, inputs=specs, calls=calls, dynamic=list(dynamic) or None, record=record)
+    return specs, calls
 
 
 def _call(inputs: Any) -> Call:

@@ -65,6 +65,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """One rewrite as the gates saw it.
+
+    rule: its id.  made: how many changes it made.  verdict: "passed", or "undone" (then `failed` is the comparison that it
+    failed, and `targets` are the layers that were left as they were; all of the rewrite's where it is empty).
+    """
+
+    rule: str
+    made: int
+    verdict: Literal["passed", "undone"]
+    targets: tuple[str, ...] = ()
+    failed: Comparison | None = None
+
+
+@dataclass(frozen=True)
 class Timing:
     """Interleaved latency of `before` and `after` in seconds.
 
@@ -110,6 +125,7 @@ class Record:
     findings: list[Finding] = field(default_factory=list[Finding])
     applied: list[Applied] = field(default_factory=list[Applied])
     comparisons: list[Comparison] = field(default_factory=list[Comparison])
+    rewrites: list[Judged] = field(default_factory=list[Judged])
     timings: list[Timing] = field(default_factory=list[Timing])
     before: Size | None = None
     after: Size | None = None

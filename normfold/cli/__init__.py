@@ -19,6 +19,7 @@ from normfold.cli.explain import explain
 from normfold.cli.inspect import inspect
 from normfold.cli.optimize import optimize
 from normfold.cli.rules import rules
+from normfold.cli.verify import verify
 from normfold.errors import INTERRUPTED, NormfoldError, WorkerCrashed
 
 __all__ = ["cli", "main"]
@@ -44,7 +45,7 @@ def cli() -> None:
     """
 
 
-for command in (optimize, inspect, explain, rules):
+for command in (optimize, inspect, explain, rules, verify):
     cli.add_command(command)
 
 

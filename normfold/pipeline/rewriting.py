@@ -14,11 +14,21 @@ from normfold.rewrites.choices import recorded
 from normfold.rewrites.refusals import REFUSALS, explain_unwired
 
 
+@dataclass(frozen=True)
+class Step:
+    """One rewrite that changed something: its id, the view after it, what it did."""
+
+    rule: str
+    graph: Graph
+    applied: tuple[Applied, ...] = ()
+
+
 @dataclass
 class Outcome:
     """The rewritten graph with what was done to it.
 
     stands_for: the output of a norm in the graph as captured -> that of what stood for it in the end.
+    steps: the rewrites that changed something, in order.
     """
 
     graph: Graph
@@ -26,6 +36,7 @@ class Outcome:
     findings: list[Finding] = field(default_factory=list[Finding])
     inserted: dict[str, int] = field(default_factory=dict[str, int])
     stands_for: dict[str, str] = field(default_factory=dict[str, str])
+    steps: list[Step] = field(default_factory=list[Step])
 
 
 def rewrite(graph: Graph, options: Options) -> Outcome:
@@ -43,6 +54,8 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
     for item in rewrites():
         if options.uses(item.id):
             result = item.run(outcome.graph, policy)
+            if result.graph is not outcome.graph:
+                outcome.steps.append(Step(item.id, result.graph, tuple(result.applied)))
             outcome.graph = result.graph
             outcome.applied += result.applied
             for kind, count in result.inserted.items():

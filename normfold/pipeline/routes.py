@@ -46,6 +46,10 @@ class Route(Protocol):
         """A written result in its runtime."""
         ...
 
+    def stored(self, path: Path) -> Graph | None:
+        """The view of a written result: its weights as they are stored; None when it cannot be captured."""
+        ...
+
     def onnx_pair(self, folder: Path) -> tuple[Path, Path] | None:
         """ONNX files of the model before and after, to time; None when there is no ONNX form."""
         ...
@@ -93,6 +97,9 @@ class OnnxRoute:
         from normfold.verify import OnnxRunner
 
         return OnnxRunner(path)
+
+    def stored(self, path: Path) -> Graph | None:
+        return captured(path)
 
     def onnx_pair(self, folder: Path) -> tuple[Path, Path] | None:
         source, after = self._source(), folder / "after.onnx"
@@ -170,6 +177,9 @@ class TorchRoute:
 
         return TorchRunner(torch.export.load(path))
 
+    def stored(self, path: Path) -> Graph | None:
+        return captured(path)
+
     def onnx_pair(self, folder: Path) -> tuple[Path, Path] | None:
         from normfold.export.to_onnx import save_onnx
         from normfold.export.to_torch import to_onnx_model
@@ -182,6 +192,22 @@ class TorchRoute:
             self.record.note(f"not timed on ONNX Runtime: {error}")
             return None
         return before, after
+
+
+def captured(path: Path) -> Graph | None:
+    """The view of an artefact of ours; None when it cannot be captured (the gates then judge the view that was written)."""
+    try:
+        if path.suffix == ".onnx":
+            from normfold.capture.onnx import from_onnx
+
+            return from_onnx(path)
+        import torch
+
+        from normfold.capture.aten import from_aten
+
+        return from_aten(torch.export.load(path))
+    except NormfoldError:
+        return None
 
 
 def open_route(loaded: Loaded, options: Options, record: Record) -> Route:

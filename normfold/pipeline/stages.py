@@ -8,26 +8,22 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from normfold.capture.tidy import tidy
-from normfold.errors import CannotTell, NormfoldError, ResultDiffers
+from normfold.errors import NormfoldError
 from normfold.export.manifest import write_manifest
 from normfold.graph import Graph
 from normfold.load import Loaded
 from normfold.pipeline.options import Options, check_outputs
-from normfold.pipeline.rewriting import Outcome, rewrite, size_of, undone
+from normfold.pipeline.proving import Write, inputs_of, prove
+from normfold.pipeline.rewriting import rewrite, size_of, undone
 from normfold.pipeline.routes import Route, feeds_by_name, open_route
+from normfold.pipeline.versions import versions
 from normfold.record import Record, Refusal
 from normfold.rewrites.choices import has_records
-from normfold.rewrites.refusals import REFUSALS
 
-if TYPE_CHECKING:
-    from normfold.verify import Feed
-
-PACKAGES = ("normfold", "torch", "onnx", "onnx-ir", "onnxruntime", "onnxsim", "numpy")
 CONFIDENCE = 0.99  # a verdict "slower" undoes the fold, so it must not be drawn from noise
 
 
@@ -70,7 +66,7 @@ def run(loaded: Loaded, options: Options, record: Record) -> Result:
     """
     outputs = _outputs(loaded, options)
     record.objective = options.objective
-    record.versions = _versions()
+    record.versions = versions()
     if not has_records(options.target):
         record.note(f"nothing was measured on {options.target}: what is faster is answered as for target generic")
     with _stage(record, "capture"):
@@ -78,22 +74,29 @@ def run(loaded: Loaded, options: Options, record: Record) -> Result:
         record.before = size_of(route.graph)
         route.graph.keep_exact = options.verify  # without proof constants are rounded at once: half the memory
         tidy(route.graph, record)
+    earlier = list(record.applied)
     with _stage(record, "rewrite"):
         outcome = rewrite(route.graph, options)
         record.findings, record.inserted = outcome.findings, outcome.inserted
-        record.applied += outcome.applied
     with _stage(record, "build"):
         route.finish(outcome.graph)
-        record.after = size_of(outcome.graph)
-    result = Result(record, outcome.graph, route)
-    if not options.verify and not options.simplify and not options.timing:
-        _write(result, outputs, {}, options)
-        return result
+        record.applied, record.after = earlier + outcome.applied, size_of(outcome.graph)
     with tempfile.TemporaryDirectory(prefix="normfold-") as name:
         folder = Path(name)
-        tidied: dict[str, bytes] = {}
-        for suffix in dict.fromkeys([path.suffix for path in outputs] or [route.default]):
-            _check(result, outcome, suffix, folder, options, tidied)
+        suffixes = list(dict.fromkeys([path.suffix for path in outputs] or [route.default]))
+        written: dict[str, list[Path]] = {}
+
+        def write(suffix: str) -> Path:
+            with _stage(record, "write"):
+                written[suffix] = route.write(folder / f"result{suffix}", force=True)
+            return folder / f"result{suffix}"
+
+        if options.verify:
+            with _stage(record, "verify", but="write"):
+                outcome = prove(route, outcome, suffixes, write, options, record)
+            record.applied, record.after = earlier + outcome.applied, size_of(outcome.graph)
+        result = Result(record, outcome.graph, route)
+        tidied = _tidied(result, suffixes, written, write, folder, options)
         if options.timing:
             with _stage(record, "timing"):
                 _time(route, folder, options, record)
@@ -106,7 +109,7 @@ def run(loaded: Loaded, options: Options, record: Record) -> Result:
 def inspect(loaded: Loaded, record: Record, options: Options | None = None) -> Record:
     """Every normalization layer of a loaded model and what `optimize` would do with it; nothing is written."""
     options = options or Options()
-    record.objective, record.versions = options.objective, _versions()
+    record.objective, record.versions = options.objective, versions()
     route = open_route(loaded, options, record)
     record.before = size_of(route.graph)
     tidy(route.graph)
@@ -121,84 +124,29 @@ def _outputs(loaded: Loaded, options: Options) -> tuple[Path, ...]:
     return outputs
 
 
-def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # a checkout that was not installed
-            found[package] = "unknown"
-    return found
-
-
 @contextmanager
-def _stage(record: Record, name: str) -> Generator[None]:
-    began = time.perf_counter()
+def _stage(record: Record, name: str, *, but: str = "") -> Generator[None]:
+    """Count the time of the body to the stage `name`; without what the stage `but` took in between."""
+    began, counted = time.perf_counter(), record.seconds.get(but, 0.0)
     try:
         yield
     finally:
-        record.seconds[name] = round(record.seconds.get(name, 0.0) + time.perf_counter() - began, 3)
+        spent = time.perf_counter() - began - (record.seconds.get(but, 0.0) - counted)
+        record.seconds[name] = round(record.seconds.get(name, 0.0) + spent, 3)
 
 
-def _check(result: Result, outcome: Outcome, suffix: str, folder: Path, options: Options, tidied: dict[str, bytes]) -> None:
-    """Write one artefact to a temporary place and judge the file; then the same for its onnxsim form, if that is wanted."""
-    route, record = result.route, result.record
-    path = folder / f"result{suffix}"
-    with _stage(record, "write"):
-        files = route.write(path, force=True)
-    if options.verify:
-        with _stage(record, "verify"):
-            _judge(result, outcome, path, options)
-    if suffix == ".onnx" and options.simplify and len(files) == 1:
-        with _stage(record, "simplify"):
-            simplified = _simplified(result, path, folder, options)
-        if simplified is not None:
-            tidied[suffix] = simplified
-
-
-def _judge(result: Result, outcome: Outcome, path: Path, options: Options) -> None:
-    """All gates on the written file.  Raises ResultDiffers or CannotTell."""
-    from normfold.verify import judge
-
-    route, record = result.route, result.record
-    if path.suffix == ".onnx":
-        _load_check(path)
-    inputs = _feeds(route)
-    budget = options.proof_seconds
-    judgement = judge(route.graph, outcome.graph, route.original(), route.result(path), inputs, budget=budget)
-    record.comparisons += judgement.comparisons
-    for label, reason in judgement.left_out.items():
-        record.note(f"not compared on {label} inputs: {reason}")
-    for note in judgement.notes:
-        record.note(note)
-    if judgement.verdict == "different":
-        worst = judgement.failed[0]
-        undone(record.findings, REFUSALS["undone"])
-        raise ResultDiffers(
-            f"the result differs from the original: gate {worst.gate} on {worst.subject} ({worst.family} inputs), error "
-            f"{worst.error:.3g} where {worst.allowed:.3g} is allowed; nothing was written. "
-            "This is a defect of normfold: please report it"
-        )
-    if judgement.verdict == "cannot tell":
-        failed = [item for item in judgement.comparisons if not item.passed]
-        detail = f" ({failed[0].subject}: {failed[0].where})" if failed else ""
-        raise CannotTell(f"the result could not be judged{detail}; nothing was written. --no-verify writes it without proof")
-
-
-def _feeds(route: Route) -> list[Feed]:
-    """What to compare on: the caller's own data first, then the input families."""
-    from normfold.verify import feeds
-
-    examples = route.examples()[-1:]
-    return feeds(route.graph, data=examples) if route.loaded.own_inputs else feeds(route.graph, examples=examples)
-
-
-def _load_check(path: Path) -> None:
-    from normfold.export.to_onnx import check
-
-    found = check(path)
-    if not found.passed:
-        raise ResultDiffers(f"the written ONNX file is not accepted: {found.checker or found.runtime}; nothing was written")
+def _tidied(
+    result: Result, suffixes: list[str], written: dict[str, list[Path]], write: Write, folder: Path, options: Options
+) -> dict[str, bytes]:
+    """The onnxsim form of the ONNX artefact, by suffix, where that is wanted and better."""
+    if ".onnx" not in suffixes or not options.simplify:
+        return {}
+    path = folder / "result.onnx" if ".onnx" in written else write(".onnx")
+    if len(written[".onnx"]) != 1:
+        return {}
+    with _stage(result.record, "simplify"):
+        simplified = _simplified(result, path, folder, options)
+    return {} if simplified is None else {".onnx": simplified}
 
 
 def _simplified(result: Result, path: Path, folder: Path, options: Options) -> bytes | None:
@@ -221,8 +169,11 @@ def _simplified(result: Result, path: Path, folder: Path, options: Options) -> b
         from normfold.verify import judge
 
         try:
-            inputs = _feeds(route)
-            judged = judge(route.graph, None, route.original(), route.result(target), inputs, budget=options.proof_seconds / 4)
+            inputs = inputs_of(route)
+            judged = judge(
+                route.graph, None, route.original(), route.result(target), inputs,
+                stored=route.stored(target), budget=options.proof_seconds / 4, stop=True,
+            )  # fmt: skip
         except NormfoldError as error:
             record.warn(f"the onnxsim step was left out: {error}")
             return None

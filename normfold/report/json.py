@@ -22,22 +22,21 @@ def to_json(record: Record) -> str:
     fields = record.as_dict()
     for name in ("outputs", "versions", "inserted"):
         fields[name] = dict(sorted(fields[name].items()))
-    return json.dumps(
-        _plain({"schema": SCHEMA, "passed": record.passed, **fields}), indent=2, allow_nan=False, ensure_ascii=False
-    )
+    return json.dumps(plain({"schema": SCHEMA, "passed": record.passed, **fields}), indent=2, allow_nan=False, ensure_ascii=False)
 
 
 def explanations_to_json(found: Sequence[Explanation]) -> str:
     """Explanations of norms as indented JSON; ranges are [low, high]."""
     items = [asdict(item) for item in found]
-    return json.dumps(_plain({"schema": SCHEMA, "explanations": items}), indent=2, allow_nan=False, ensure_ascii=False)
+    return json.dumps(plain({"schema": SCHEMA, "explanations": items}), indent=2, allow_nan=False, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` in types that JSON knows; numbers that it does not know as strings."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
+        return {str(key): plain(item) for key, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in cast("list[Any]", value)]
+        return [plain(item) for item in cast("list[Any]", value)]
     if hasattr(value, "item") and not isinstance(value, (str, bytes)):
         value = value.item()  # a numpy scalar
     if isinstance(value, float) and not math.isfinite(value):

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from normfold.record import Comparison, Timing
 
-_GATES = {
+GATES = {
     "G1": "algebra in float64",
     "G2": "stored weights in float64",
     "G3": "in the runtime",
     "certificate": "every surviving tensor in float64",
     "contract": "names, order, types, shapes",
     "reference": "the original's runtime against float64",
+    "value": "values inside",
 }
 
 
@@ -81,7 +82,7 @@ def gate_sentence(gate: str, comparisons: Sequence[Comparison]) -> str:
     failed = sum(not item.passed for item in comparisons)
     families = sorted({item.family for item in comparisons if item.family})
     over = f" over {plural(len(families), 'kind')} of input" if families else ""
-    what = f" ({_GATES[gate]})" if gate in _GATES else ""
+    what = f" ({GATES[gate]})" if gate in GATES else ""
     state = f"{failed:,} of {plural(len(comparisons), 'comparison')} failed" if failed else plural(len(comparisons), "comparison")
     return f"{gate}{what}: {state}{over}; the worst used {_percent(share(worst))} of what is allowed"
 

@@ -10,6 +10,7 @@ channel of few elements meets its largest error by luck, so it is also granted w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -30,69 +31,64 @@ _SUBNORMAL = {
 _FEW = 32  # elements below which a channel says little by itself
 
 
-def artefact(
-    reference: Mapping[str, Array],
-    result: Mapping[str, Array],
-    noise: Sequence[Mapping[str, Array]],
-    *,
-    unit: float,
-    family: str = "",
-) -> list[Comparison]:
-    """G2.  reference, noise, result: float64 evaluations of the original, of perturbed originals, and of the rounded result."""
+@dataclass(frozen=True)
+class Yardstick:
+    """What results are judged by on one feed.
+
+    reference, noise: float64 evaluations of the original, and of the original with perturbed parameters, outputs by name.
+    unit: half an ulp of the stored type, relative.  family: how comparisons name the feed.
+    """
+
+    reference: Mapping[str, Array]
+    noise: Sequence[Mapping[str, Array]] = ()
+    unit: float = 2.0**-24
+    family: str = ""
+
+    def draws(self, name: str) -> list[Array]:
+        """The perturbed evaluations of one output."""
+        return [draw[name] for draw in self.noise]
+
+    def of(self, gate: str, name: str, original: Array | None, result: Array) -> Comparison:
+        """`judge_output` for the output `name`."""
+        draws = self.draws(name)
+        return judge_output(gate, name, self.reference[name], original, result, draws, unit=self.unit, family=self.family)
+
+    def lacking(self, gate: str, name: str) -> Comparison:
+        """The failure of an output that the result does not have."""
+        return _failed(gate, name, self.family, "the result has no such output")
+
+
+def artefact(by: Yardstick, result: Mapping[str, Array]) -> list[Comparison]:
+    """G2.  result: the stored weights of the result, evaluated in float64."""
+    return [by.of("G2", name, None, result[name]) for name in by.reference if name in result]
+
+
+def runtime(by: Yardstick, original: Mapping[str, Array], result: Mapping[str, Array]) -> list[Comparison]:
+    """G3.  original, result: what the two runtimes gave, under the same names."""
     return [
-        judge_output("G2", name, ref, None, result[name], [draw[name] for draw in noise], unit=unit, family=family)
-        for name, ref in reference.items()
-        if name in result
+        by.of("G3", name, before, result[name]) if name in result else by.lacking("G3", name) for name, before in original.items()
     ]
 
 
-def runtime(
-    reference: Mapping[str, Array],
-    original: Mapping[str, Array],
-    result: Mapping[str, Array],
-    noise: Sequence[Mapping[str, Array]] = (),
-    *,
-    unit: float,
-    family: str = "",
-) -> list[Comparison]:
-    """G3.  reference, noise: float64 evaluations; original, result: what the two runtimes gave, under the same names."""
-    comparisons: list[Comparison] = []
-    for name, before in original.items():
-        if name not in result:
-            comparisons.append(_failed("G3", name, family, "the result has no such output"))
-            continue
-        ref, draws = reference[name], [draw[name] for draw in noise]
-        comparisons.append(judge_output("G3", name, ref, before, result[name], draws, unit=unit, family=family))
-    return comparisons
-
-
-def runtimes_alone(
-    reference: Mapping[str, Array],
-    original: Mapping[str, Array],
-    result: Mapping[str, Array],
-    noise: Sequence[Mapping[str, Array]],
-    *,
-    unit: float,
-    family: str = "",
-) -> list[Comparison]:
+def runtimes_alone(by: Yardstick, original: Mapping[str, Array], result: Mapping[str, Array]) -> list[Comparison]:
     """G3 for outputs without a reference: the result against the original, both in their runtimes.
 
-    reference, noise: evaluations with made-up arrays in place of what cannot be evaluated.  They say how large the noise is in
+    The yardstick's evaluations have made-up arrays in place of what cannot be evaluated.  They say how large the noise is in
     relation to the output; both runtimes are granted it.
     """
     comparisons: list[Comparison] = []
     for name, before in original.items():
         if name not in result:
-            comparisons.append(_failed("G3", name, family, "the result has no such output"))
+            comparisons.append(by.lacking("G3", name))
             continue
-        wide, ref = exact(before), reference[name]
+        wide, ref = exact(before), by.reference[name]
         draws: list[Array] = []
         if is_float(before.dtype):
             with np.errstate(all="ignore"):
-                moved = max((_largest_finite(np.abs(draw[name] - ref)) for draw in noise), default=0.0)
-                level = 2 * max(moved / max(_rms(ref[np.isfinite(ref)]), 5e-324), unit)
+                moved = max((_largest_finite(np.abs(draw - ref)) for draw in by.draws(name)), default=0.0)
+                level = 2 * max(moved / max(_rms(ref[np.isfinite(ref)]), 5e-324), by.unit)
                 draws = [wide + level * _rms(wide[np.isfinite(wide)])]
-        comparisons.append(judge_output("G3", name, wide, before, result[name], draws, unit=unit, family=family))
+        comparisons.append(judge_output("G3", name, wide, before, result[name], draws, unit=by.unit, family=by.family))
     return comparisons
 
 
@@ -100,14 +96,7 @@ def _largest_finite(array: Array) -> float:
     return float(np.max(array[np.isfinite(array)], initial=0.0))
 
 
-def sanity(
-    reference: Mapping[str, Array],
-    original: Mapping[str, Array],
-    noise: Sequence[Mapping[str, Array]],
-    *,
-    unit: float,
-    family: str = "",
-) -> list[Comparison]:
+def sanity(by: Yardstick, original: Mapping[str, Array]) -> list[Comparison]:
     """Gate "reference": the original's runtime must compute what the float64 evaluation computes.
 
     Granted are 512 times the noise, or half the digits: sqrt(u) RMS.  Where that fails the reference cannot judge: the evaluator
@@ -115,13 +104,16 @@ def sanity(
     """
     comparisons: list[Comparison] = []
     for name, array in original.items():
-        ref, draws = reference[name], [draw[name] for draw in noise]
+        ref = by.reference[name]
         if is_float(array.dtype) and array.shape == ref.shape:
             comparisons.append(
-                judge_output("reference", name, ref, None, array, draws, unit=unit, family=family, factor=SANE, whole=True)
-            )
+                judge_output(
+                    "reference", name, ref, None, array, by.draws(name),
+                    unit=by.unit, family=by.family, factor=SANE, whole=True,
+                )
+            )  # fmt: skip
         elif array.shape != ref.shape:
-            comparisons.append(_failed("reference", name, family, f"shape {list(array.shape)}, in float64 {list(ref.shape)}"))
+            comparisons.append(_failed("reference", name, by.family, f"shape {list(array.shape)}, in float64 {list(ref.shape)}"))
     return comparisons
 
 

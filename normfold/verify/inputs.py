@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +19,8 @@ Family = Literal["normal", "spread", "zero", "large", "constant", "uniform", "de
 FAMILIES: tuple[Family, ...] = ("normal", "spread", "zero", "large", "constant", "uniform", "denormal")
 """In the order of what they find, so that a short check takes the first."""
 QUICK: tuple[Family, ...] = ("normal", "spread")
-Level = Literal["quick", "standard"]
+Level = Literal["quick", "standard", "thorough"]
+SEEDS = 3  # of the level "thorough"
 Ranges = Mapping[str, int | tuple[int, int]]
 """For integer inputs: n for [0, n), or (low, high) for low <= value < high."""
 
@@ -31,11 +32,12 @@ class Feed:
     family: str
     arrays: dict[str, Array]
     sizes: dict[str, int] = field(default_factory=dict[str, int])
+    name: str = ""
 
     @property
     def label(self) -> str:
         """How comparisons name this feed."""
-        return self.family
+        return self.name or self.family
 
 
 def symbol_of(value: Value, axis: int) -> str:
@@ -234,7 +236,8 @@ def feeds(
     """What to compare on, the most telling first: the user's data, the families at the first sizes, then at the second.
 
     examples: arrays that show sizes and integer ranges.  data: the user's own inputs, compared on as they are.
-    level: "quick" takes two families at the first sizes; "standard" all seven, and the normal one at the second sizes.
+    level: "quick" takes two families at the first sizes; "standard" all seven, and the normal one at the second sizes;
+      "thorough" all seven at both sizes, from three seeds.
     """
     shown = [*data, *examples]
     example = dict(shown[0]) if shown else None
@@ -245,10 +248,19 @@ def feeds(
     ]
     families = QUICK if level == "quick" else FAMILIES
     found += [make(graph, family, both[0], example=example, ranges=ranges, seed=seed) for family in families]
-    if level == "standard" and len(both) > 1:
+    text = ", ".join(f"{name}={size}" for name, size in both[-1].items())
+    if level != "quick" and len(both) > 1:
         other = make(graph, "normal", both[1], example=example, ranges=ranges, seed=seed)
-        text = ", ".join(f"{name}={size}" for name, size in both[1].items())
-        found.insert(len(data) + len(QUICK), Feed(f"normal ({text})", other.arrays, other.sizes))
+        found.insert(len(data) + len(QUICK), replace(other, name=f"normal ({text})"))
+    if level == "thorough":
+        for extra in range(SEEDS):
+            for place, chosen in enumerate(both):
+                for family in families:
+                    if (extra, place) == (0, 0) or (extra, place, family) == (0, 1, "normal"):
+                        continue
+                    other = make(graph, family, chosen, example=example, ranges=ranges, seed=seed + extra)
+                    said = [text] * (place > 0) + [f"seed {seed + extra}"] * (extra > 0)
+                    found.append(replace(other, name=f"{family} ({'; '.join(said)})"))
     return found
 
 

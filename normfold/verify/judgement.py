@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from normfold.errors import CannotTell
+from normfold.errors import CannotTell, UsageError
 from normfold.graph import Array, Graph, Shape, Value
 from normfold.record import Comparison
 from normfold.verify import gates
-from normfold.verify.blind import behind, made_up
-from normfold.verify.certificate import certify
 from normfold.verify.evaluate import run
+from normfold.verify.gates import Yardstick
 from normfold.verify.inputs import Feed
-from normfold.verify.noise import perturbed, perturbed_feed, unit
-from normfold.verify.runtimes import Runner
+from normfold.verify.proof import DRAWS, Evidence, Proof
+from normfold.verify.runtimes import Runner, in_order
 
 Verdict = Literal["same", "different", "cannot tell"]
+Tell = Callable[[str, int], None]
 BUDGET = 60.0
-MORE = 8  # draws of noise, where a channel fails by little
 
 
 @dataclass
@@ -29,6 +28,7 @@ class Judgement:
 
     comparisons: the worst of each gate and subject over all families.  ran: labels of the feeds that were judged.
     left_out: label -> why not.  notes: what could not be compared, and why.  seconds: wall time.
+    blind: why an op could not be evaluated in float64; "" where all could.
     """
 
     comparisons: list[Comparison] = field(default_factory=list[Comparison])
@@ -36,6 +36,7 @@ class Judgement:
     left_out: dict[str, str] = field(default_factory=dict[str, str])
     notes: list[str] = field(default_factory=list[str])
     seconds: float = 0.0
+    blind: str = ""
 
     @property
     def failed(self) -> list[Comparison]:
@@ -58,16 +59,22 @@ def judge(
     result: Runner | None,
     feeds: Sequence[Feed],
     *,
+    stored: Graph | None = None,
+    proof: Proof | None = None,
     budget: float = BUDGET,
-    draws: int = 2,
+    draws: int = DRAWS,
     seed: int = 0,
+    stop: bool = False,
+    tell: Tell | None = None,
 ) -> Judgement:
     """Judge a rewritten model.
 
-    before: the view as captured.  after: the rewritten view, its new constants still float64 (None: runtimes only).
-    original, result: the two models in their runtimes (None: G2 instead of G3, on `after` rounded).
+    before: the view as captured.  after: the rewritten view, its new constants still float64 (None: no certificate, no G1).
+    original, result: the two models in their runtimes (None: no G3).  stored: the view of the written artefact, for G2; without
+    one that is `after` rounded.  proof: what is known of `before` and `after` from judging another artefact of theirs.
     feeds: what to compare on, the most telling first (`inputs.feeds`); the first is always judged, the others while the time that
     the first took fits into what is left of `budget` seconds.  draws: perturbed evaluations of the original per feed.
+    stop: no further feed after one that failed.  tell: called before each feed with its label and the feeds done so far.
 
     A difference is a failed comparison, never an exception.  A feed that the original itself cannot run (sizes that it does not
     allow) is left out with the reason.  Ops without float64 evaluation are stepped over (`blind`) and noted; where even that
@@ -78,7 +85,11 @@ def judge(
     worst: dict[tuple[str, str], Comparison] = {}
     if after is not None:
         keep_worst(worst, contract(before, after))
-    one = _One(before, after, original, result, unit(before), draws, seed, verdict.notes)
+    proof = proof or Proof(before, after, draws, seed)
+    if stored is None and after is not None:
+        stored = after.clone()
+        stored.round_constants()
+    one = _One(proof, original, result, stored)
     longest = 0.0
     doubts: list[list[Comparison]] = []
     for place, feed in enumerate(feeds):
@@ -86,6 +97,8 @@ def judge(
         if place and started - began + longest > budget:
             verdict.left_out[feed.label] = f"the budget of {budget:g} s was spent"
             continue
+        if tell is not None:
+            tell(feed.label, place)
         try:
             found = one.judge(feed, algebra=place < 2)
         except _NotRun as reason:
@@ -100,13 +113,17 @@ def judge(
         if unsure:
             doubts.append(unsure)
             found = [item for item in found if item.gate != "reference"]
-            verdict.notes.append(f"{feed.label}: {_unsure(unsure[0])}")
+            one.notes.append(f"{feed.label}: {_unsure(unsure[0])}")
         keep_worst(worst, found)
         verdict.ran.append(feed.label)
         longest = max(longest, time.perf_counter() - started)
+        if stop and any(not item.passed for item in found):
+            break
     if doubts and len(doubts) == len(verdict.ran):  # nowhere could the runtimes be trusted to be judged
         keep_worst(worst, doubts[0])
     verdict.comparisons = list(worst.values())
+    verdict.notes = list(dict.fromkeys([*proof.notes, *one.notes]))
+    verdict.blind = proof.blind or one.blind
     verdict.seconds = time.perf_counter() - began
     return verdict
 
@@ -140,110 +157,84 @@ def _closeness(item: Comparison) -> float:
 class _One:
     """Judges one feed after the other."""
 
-    before: Graph
-    after: Graph | None
+    proof: Proof
     original: Runner | None
     result: Runner | None
-    unit: float
-    draws: int
-    seed: int
-    notes: list[str]
-    blind: bool = False
+    stored: Graph | None
+    notes: list[str] = field(default_factory=list[str])
+    blind: str = ""
 
     def judge(self, feed: Feed, *, algebra: bool) -> list[Comparison]:
         """All gates on one feed."""
         first = self._original(feed)
-        if not self.blind:
+        evidence = self.proof.on(feed, algebra=algebra)
+        found = list(evidence.comparisons)
+        rounded = self._rounded(feed, evidence)
+        second: dict[str, Array] = {}
+        if first is not None and self.result is not None:
+            known = {name: array for name, array in first.items() if name not in evidence.hidden}
+            found += gates.sanity(evidence.by, known)
             try:
-                return self._gates(feed, first, {}, algebra=algebra)
+                second = self._named(self.result.run(feed.arrays), self.result.outputs)
             except CannotTell as error:
-                given = made_up(self.before, feed.arrays)
-                if not given:
-                    raise
-                self.blind = True
-                self.notes.append(f"{error}; what follows was judged with made-up arrays in its place")
-        else:
-            given = made_up(self.before, feed.arrays)
-        return self._gates(feed, first, given, algebra=algebra)
+                text = f"it does not run: {error}"
+                return [*found, Comparison("G3", "the result", feed.label, float("inf"), 0.0, False, text)]
+
+        def judged(by: Yardstick) -> list[Comparison]:
+            items = [] if rounded is None else gates.artefact(by, rounded)
+            if first is not None and self.result is not None:
+                alone = {name: array for name, array in first.items() if name in evidence.hidden}
+                items += gates.runtime(by, {name: first[name] for name in first if name not in alone}, second)
+                items += gates.runtimes_alone(by, alone, second)
+            return items
+
+        items = judged(evidence.by)
+        if any(gates.doubtful(item) for item in items) and all(item.passed or gates.doubtful(item) for item in items):
+            items = judged(self.proof.with_more_noise(feed, evidence))
+        return found + items
 
     def _original(self, feed: Feed) -> dict[str, Array] | None:
         if self.original is None:
             return None
         try:
-            return _named(self.before, self.original.run(feed.arrays), self.original)
+            return self._named(self.original.run(feed.arrays), self.original.outputs)
         except CannotTell as error:
             raise _NotRun(f"the original does not run on it: {error}") from error
 
-    def _gates(self, feed: Feed, first: dict[str, Array] | None, given: dict[str, Array], *, algebra: bool) -> list[Comparison]:
-        found: list[Comparison] = []
-        if self.after is not None:
-            certified = certify(self.before, self.after, feed.arrays, family=feed.label, algebra=algebra, given=given)
-            reference = certified.outputs
-            found += certified.comparisons
-        else:
-            reference = run(self.before, feed.arrays, given=given)
-        noise = self._noise(feed, given, range(self.draws))
-        if first is None or self.result is None:
-            return found + self._artefact(feed, reference, noise, given)
-        hidden = behind(self.before, given) if given else set[str]()
-        known = {name: array for name, array in first.items() if name not in hidden}
-        alone = {name: array for name, array in first.items() if name in hidden}
-        found += gates.sanity(reference, known, noise, unit=self.unit, family=feed.label)
+    def _rounded(self, feed: Feed, evidence: Evidence) -> dict[str, Array] | None:
+        """The stored weights in float64; None, with a note, where that has no evaluation."""
+        if self.stored is None:
+            return None
+        if self.original is None or self.result is None:
+            self._note("no runtime was compared: the stored weights were judged in float64 (G2)")
+        names = _names(self.stored.inputs)
         try:
-            second = _named(self.before, self.result.run(feed.arrays), self.result)
-        except CannotTell as error:
-            text = f"it does not run: {error}"
-            return [*found, Comparison("G3", "the result", feed.label, float("inf"), 0.0, False, text)]
+            arrays = dict(zip(names, in_order(names, feed.arrays), strict=True))
+            return self._named(run(self.stored, arrays, given=evidence.given), _names(self.stored.outputs))
+        except (CannotTell, UsageError) as error:
+            self.blind = self.blind or str(error)
+            self._note(f"G2 cannot tell: {error}")
+            return None
 
-        def runtimes() -> list[Comparison]:
-            judged = gates.runtime(reference, known, second, noise, unit=self.unit, family=feed.label)
-            return judged + gates.runtimes_alone(reference, alone, second, noise, unit=self.unit, family=feed.label)
-
-        judged = runtimes()
-        if any(gates.doubtful(item) for item in judged) and all(item.passed or gates.doubtful(item) for item in judged):
-            # A norm of a constant input divides rounding by rounding: what an ulp of the input does belongs to the noise.
-            noise += self._noise(feed, given, range(self.draws, self.draws + MORE), inputs=True)
-            judged = runtimes()
-        return found + judged
-
-    def _noise(self, feed: Feed, given: dict[str, Array], draws: range, *, inputs: bool = False) -> list[dict[str, Array]]:
-        """The original's outputs for perturbed parameters, and with `inputs` for inputs perturbed alike."""
-        return [
-            run(
-                self.before,
-                perturbed_feed(feed.arrays, self.seed + draw) if inputs else feed.arrays,
-                constants=perturbed(self.seed + draw),
-                given=given,
-            )
-            for draw in draws
-        ]
-
-    def _artefact(
-        self, feed: Feed, reference: dict[str, Array], noise: list[dict[str, Array]], given: dict[str, Array]
-    ) -> list[Comparison]:
-        """G2, where there is no runtime to run."""
-        if self.after is None:
-            return []
-        text = "no runtime was compared: the stored weights were judged in float64 (G2)"
+    def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
-        rounded = self.after.clone()
-        rounded.round_constants()
-        outputs = run(rounded, feed.arrays, given=given)
-        return gates.artefact(reference, outputs, noise, unit=self.unit, family=feed.label)
+
+    def _named(self, outputs: Mapping[str, Array], order: Sequence[str]) -> dict[str, Array]:
+        """Outputs under the original's output names: by name, else in order, aligned at the end.
+
+        What a program writes to its own buffers comes first among the outputs of its view; a runner does not return it.
+        """
+        names = _names(self.proof.before.outputs)
+        if set(outputs) <= set(names):
+            return dict(outputs)
+        if len(outputs) > len(names):
+            raise CannotTell(f"the model gives {len(outputs)} outputs ({', '.join(order)}), expected {', '.join(names)}")
+        return dict(zip(names[len(names) - len(outputs) :], outputs.values(), strict=True))
 
 
-def _named(before: Graph, outputs: Mapping[str, Array], runner: Runner) -> dict[str, Array]:
-    """A runner's outputs under the graph's output names: by name, else in order, aligned at the end.
-
-    What a program writes to its own buffers comes first among the outputs of its view; a runner does not return it.
-    """
-    names = [value.name for value in before.outputs]
-    if set(outputs) <= set(names):
-        return dict(outputs)
-    if len(outputs) > len(names):
-        raise CannotTell(f"the model gives {len(outputs)} outputs ({', '.join(runner.outputs)}), expected {', '.join(names)}")
-    return dict(zip(names[len(names) - len(outputs) :], outputs.values(), strict=True))
+def _names(values: Sequence[Value]) -> list[str]:
+    return [value.name for value in values]
 
 
 def contract(before: Graph, after: Graph) -> list[Comparison]:

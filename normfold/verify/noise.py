@@ -20,8 +20,18 @@ _UNIT = {np.dtype(np.float16): 2.0**-11, BFLOAT16: 2.0**-8, np.dtype(np.float32)
 
 def unit(graph: Graph) -> float:
     """Half an ulp (relative) of the coarsest float type that the model stores or computes in; of float32 when it has none."""
-    dtypes = {value.dtype for value in (*graph.values(), *graph.constants()) if value.dtype is not None}
-    return max((_UNIT[dtype] for dtype in dtypes if dtype in _UNIT), default=2.0**-24)
+    return _UNIT[coarsest(graph)]
+
+
+def unit_of(dtype: np.dtype[Any]) -> float:
+    """Half an ulp of a float type, relative; of float64 what long sums lose."""
+    return _UNIT[dtype]
+
+
+def coarsest(graph: Graph) -> np.dtype[Any]:
+    """The float type that `unit` speaks of."""
+    dtypes = [value.dtype for value in (*graph.values(), *graph.constants()) if value.dtype is not None and value.dtype in _UNIT]
+    return max(dtypes, key=lambda dtype: _UNIT[dtype], default=np.dtype(np.float32))
 
 
 def ulp(array: Array, dtype: np.dtype[Any]) -> Array:

@@ -11,7 +11,7 @@ from folding import REGIMES, WRONG, folded, net, runner
 from normfold.graph import BFLOAT16
 from normfold.record import Comparison
 from normfold.verify import OnnxRunner, certificate, feeds, judge, run
-from normfold.verify.gates import artefact, judge_output, runtime, runtimes_alone, sanity
+from normfold.verify.gates import Yardstick, artefact, judge_output, runtime, runtimes_alone, sanity
 from normfold.verify.noise import perturbed, unit
 
 
@@ -27,7 +27,7 @@ def test_a_right_fold_passes_all_gates_on_all_families(regime: str, seed: int) -
     result = judge(before, after, OnnxRunner(model.SerializeToString()), runner(after), feeds(before, seed=seed))
     assert not failed(result.comparisons)
     assert result.verdict == "same"
-    assert {item.gate for item in result.comparisons} == {"certificate", "G1", "reference", "G3", "contract"}
+    assert {item.gate for item in result.comparisons} == {"certificate", "G1", "G2", "reference", "G3", "contract"}
     assert set(result.ran) >= {"normal", "spread", "zero", "large", "constant", "uniform", "denormal"}
 
 
@@ -37,7 +37,7 @@ def test_a_wrong_fold_is_caught_by_every_gate(mistake: str, seed: int) -> None:
     model = net("signed gamma" if mistake == "gamma without sign" else "plain", seed)
     before, after = folded(model, mistake)
     result = judge(before, after, OnnxRunner(model.SerializeToString()), runner(after), feeds(before, seed=seed))
-    assert {item.gate for item in result.failed} == {"certificate", "G1", "G3"}
+    assert {item.gate for item in result.failed} == {"certificate", "G1", "G2", "G3"}
     assert result.verdict == "different"
 
 
@@ -46,7 +46,7 @@ def test_a_wrong_epsilon_shows_in_the_runtime_when_the_variance_is_tiny(mistake:
     model = net("tiny variance")
     before, after = folded(model, mistake)
     result = judge(before, after, OnnxRunner(model.SerializeToString()), runner(after), feeds(before, level="quick"))
-    assert {item.gate for item in result.failed} == {"certificate", "G1", "G3"}
+    assert {item.gate for item in result.failed} == {"certificate", "G1", "G2", "G3"}
 
 
 @pytest.mark.parametrize("mistake", WRONG)
@@ -205,23 +205,22 @@ def test_integers_that_the_original_s_own_rounding_changes_say_nothing() -> None
 
 def test_a_missing_output_fails() -> None:
     arrays = {"y": np.ones(3, np.float32)}
-    for found in (
-        runtime({"y": np.ones(3)}, arrays, {}, unit=U),
-        runtimes_alone({"y": np.ones(3)}, arrays, {}, [], unit=U),
-    ):
+    by = Yardstick({"y": np.ones(3)})
+    for found in (runtime(by, arrays, {}), runtimes_alone(by, arrays, {})):
         assert [item.passed for item in found] == [False]
 
 
 def test_a_reference_that_is_far_from_the_runtime_is_not_trusted() -> None:
     ref, noise = {"y": np.linspace(1, 2, 64).reshape(1, 1, 64)}, [{"y": np.linspace(1, 2, 64).reshape(1, 1, 64) + 1e-7}]
     close, off = {"y": (ref["y"] + 1e-5).astype(np.float32)}, {"y": (ref["y"] * 1.01).astype(np.float32)}
-    assert sanity(ref, close, noise, unit=U)[0].passed
-    assert not sanity(ref, off, noise, unit=U)[0].passed
-    assert not sanity(ref, {"y": np.ones((2, 2), np.float32)}, noise, unit=U)[0].passed
+    by = Yardstick(ref, noise)
+    assert sanity(by, close)[0].passed
+    assert not sanity(by, off)[0].passed
+    assert not sanity(by, {"y": np.ones((2, 2), np.float32)})[0].passed
 
 
 def test_artefact_leaves_out_what_the_result_lacks() -> None:
-    assert artefact({"y": np.ones(3)}, {}, [], unit=U) == []
+    assert artefact(Yardstick({"y": np.ones(3)}), {}) == []
 
 
 # ---- noise ------------------------------------------------------------------------------------------------------------------

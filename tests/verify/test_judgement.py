@@ -111,19 +111,19 @@ def test_a_family_on_which_the_reference_fails_is_noted_and_the_others_decide() 
 
 
 def test_a_channel_that_fails_by_little_gets_more_draws_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    from normfold.verify import judgement
+    from normfold.verify import proof
 
     before, after = folded(net())
     seen: list[int] = []
-    real = judgement.perturbed
+    real = proof.perturbed
     noisy = 1e-4
 
-    def perturbed(seed: int) -> Any:
+    def perturbed(seed: int, _grain: Any = None) -> Any:
         seen.append(seed)
         constants = real(seed)
         return constants if seed < 2 else lambda value: constants(value) * (1 + noisy)
 
-    monkeypatch.setattr(judgement, "perturbed", perturbed)
+    monkeypatch.setattr(proof, "perturbed", perturbed)
     for error, verdict, draws in ((1e-6, "same", 10), (1e-2, "different", 2)):
         seen.clear()
         off = Stub(
@@ -187,7 +187,7 @@ def test_an_op_without_evaluation_is_stepped_over_and_noted() -> None:
     assert result.verdict == "same"
     assert any("acme::Twist" in note for note in result.notes)
     assert {"twisted", "bn2"} <= {item.subject for item in result.comparisons if item.gate == "certificate"}
-    assert {item.gate for item in result.comparisons} == {"certificate", "G1", "G3", "contract"}
+    assert {item.gate for item in result.comparisons} == {"certificate", "G1", "G2", "G3", "contract"}
 
 
 @pytest.mark.parametrize("name, subjects", [("c1", {"bn1"}), ("c2", {"bn2"})])
