@@ -51,7 +51,7 @@ def export_module(
     """
     record = record or Record()
     kwargs = dict(kwargs or {})
-    twin = _copy_of(module)
+    twin = copied(module)
     if any(part.training for part in module.modules()):
         record.warn(TRAINING_WARNING)
     twin.eval()
@@ -97,9 +97,13 @@ _DECOMPOSED: dict[Any, Callable[..., Any]] = {torch.ops.aten.stack.default: _sta
 # ---- the copy ----------------------------------------------------------------------------------------------------------------
 
 
-def _copy_of(module: nn.Module) -> nn.Module:
-    """A copy that shares no tensor with `module`: training it on later must not change the result."""
-    memo: dict[int, Any] = {}
+def copied(module: nn.Module, instead: Mapping[int, nn.Module] | None = None) -> nn.Module:
+    """A copy that shares no tensor with `module`: training it on later must not change the result.
+
+    instead: what stands in the copy for the parts with these ids, wherever `module` refers to them (a plain list too).
+    Raises InputRefused for a module that cannot be copied.
+    """
+    memo: dict[int, Any] = dict(instead or {})
     for part in module.modules():
         for attribute in vars(part).values():  # old-style weight_norm leaves a computed tensor, which cannot be deep-copied
             if isinstance(attribute, torch.Tensor) and not attribute.is_leaf:

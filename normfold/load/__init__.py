@@ -195,5 +195,6 @@ def _inputs(loaded: Loaded, asked: _Asked, record: Record) -> None:
         specs = [parse_dynamic(text) for text in asked.dynamic]
         count = len(loaded.calls)
         loaded.dynamic, loaded.calls = module_dynamic(loaded.module, loaded.calls, specs)
-        if len(loaded.calls) > count:
+        loaded.enlarged = len(loaded.calls) > count
+        if loaded.enlarged:
             record.note("an open size is 1 in the example: it is doubled there for the export, torch.export fixes sizes of 1")

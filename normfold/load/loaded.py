@@ -25,6 +25,7 @@ class Loaded:
     calls: example calls of a torch model.  The first serves to export it (its dynamic sizes are at least 2, as torch.export
       wants); the last is the caller's own, to measure with.
     feeds: example inputs of an ONNX model; empty when its sizes are not known.
+    enlarged: the first of the calls was made for the export, from the one behind it; it is none of the caller's.
     own_inputs: the example inputs are the caller's own data, not made up from shapes.
     dynamic: `dynamic_shapes` for torch.export.export, None when all sizes are fixed.
     sha256: of the file, "" for a live object.
@@ -40,6 +41,7 @@ class Loaded:
     module: Any = None
     owned: bool = True
     calls: list[Call] = field(default_factory=list[Call])
+    enlarged: bool = False
     feeds: list[Feed] = field(default_factory=list[Feed])
     dynamic: Any = None
     own_inputs: bool = False
