@@ -44,3 +44,16 @@ def parts() -> Parts:
     training, held_out = split()
     apart = np.arange(len(training.labels)) % 4 == 3
     return Parts(Split(training.images[~apart], training.labels[~apart]), training.images[apart], held_out)
+
+
+def unlabelled() -> dict[str, Any]:
+    """The images without labels as the input of every network here: for ``--inputs models/digits.py:unlabelled``."""
+    import torch
+
+    return {"image": torch.from_numpy(parts().unlabelled)}
+
+
+def held_out() -> dict[str, Any]:
+    """The held-out images with their labels: for ``--eval models/digits.py:held_out``."""
+    part = parts().held_out
+    return {"image": part.images, "labels": part.labels}

@@ -19,6 +19,7 @@ from normfold.cli.explain import explain
 from normfold.cli.inspect import inspect
 from normfold.cli.optimize import optimize
 from normfold.cli.rules import rules
+from normfold.cli.swap import recalibrate, swap
 from normfold.cli.verify import verify
 from normfold.errors import INTERRUPTED, NormfoldError, WorkerCrashed
 
@@ -45,7 +46,7 @@ def cli() -> None:
     """
 
 
-for command in (optimize, inspect, explain, rules, verify):
+for command in (optimize, inspect, explain, rules, verify, swap, recalibrate):
     cli.add_command(command)
 
 
