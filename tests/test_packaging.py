@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "onnxsim", "scipy", "sklearn", "sympy")
 BASH, PYTHON = "#!/usr/bin/env bash\n", "#!/usr/bin/env python3\n"
-DISTRIBUTION = {"google": "protobuf"}  # import name -> distribution, where they differ
+DISTRIBUTION = {"google": "protobuf", "vl_convert": "vl-convert-python"}  # import name -> distribution, where they differ
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +117,8 @@ def test_what_the_package_imports_is_what_it_declares(root: Path, project: dict[
     outside = found - set(sys.stdlib_module_names) - {"normfold"}
     used = {canonicalize_name(DISTRIBUTION.get(name, name)) for name in outside}
     declared = {canonicalize_name(Requirement(text).name) for text in project["dependencies"]}
-    optional = {canonicalize_name(Requirement(text).name) for text in project["optional-dependencies"]["safetensors"]}
+    extras = [text for name in ("audit", "html", "safetensors") for text in project["optional-dependencies"][name]]
+    optional = {canonicalize_name(Requirement(text).name) for text in extras}
     assert used - declared <= optional
     assert declared - used <= {"onnxscript"}  # torch.onnx.export imports it
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -42,16 +43,23 @@ def module_path(origin: ir.Node, node: Node) -> str:
     return _from_metadata(origin) or _from_parameters(node) or _from_name(origin.name or "", origin.op_type)
 
 
-def _from_metadata(origin: ir.Node) -> str:
-    """name_scopes is the repr of ['', 'layer1', 'layer1.0', 'layer1.0.bn1', '<name of the fx node>']."""
-    scopes = origin.metadata_props.get(_SCOPES)
+def name_scopes(metadata: Mapping[str, str]) -> list[str]:
+    """['', 'layer1', 'layer1.0', 'layer1.0.bn1', '<name of the fx node>'] of a node's metadata; [] when PyTorch wrote none."""
+    scopes = metadata.get(_SCOPES)
     if scopes is not None and len(scopes) < 1 << 16:
         try:
             names = ast.literal_eval(scopes)
         except (ValueError, SyntaxError, MemoryError, RecursionError):
-            names = None
+            return []
         if isinstance(names, list) and len(names) > 1 and all(isinstance(name, str) for name in names):
-            return str(names[-2])
+            return [str(name) for name in names]
+    return []
+
+
+def _from_metadata(origin: ir.Node) -> str:
+    scopes = name_scopes(origin.metadata_props)
+    if scopes:
+        return scopes[-2]
     # ": __main__.Net/layer1: torch.nn...Sequential/layer1.0: __main__.Block/relu: aten.relu.default"
     entries = [item.split(": ", 1) for item in origin.metadata_props.get(_NAMESPACE, "").split("/")]
     if len(entries) > 1 and all(len(entry) == 2 for entry in entries):

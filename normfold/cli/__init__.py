@@ -18,6 +18,7 @@ from normfold.cli.common import State, one_line
 from normfold.cli.explain import explain
 from normfold.cli.inspect import inspect
 from normfold.cli.optimize import optimize
+from normfold.cli.profile import profile
 from normfold.cli.rules import rules
 from normfold.cli.swap import recalibrate, swap
 from normfold.cli.verify import verify
@@ -46,7 +47,7 @@ def cli() -> None:
     """
 
 
-for command in (optimize, inspect, explain, rules, verify, swap, recalibrate):
+for command in (optimize, inspect, explain, rules, verify, swap, recalibrate, profile):
     cli.add_command(command)
 
 

@@ -62,15 +62,16 @@ def _umask() -> int:
     return mask
 
 
-def to_onnx_model(ep: ExportedProgram, *, opset: int | None = None) -> ir.Model:
+def to_onnx_model(ep: ExportedProgram, *, opset: int | None = None, optimize: bool = True) -> ir.Model:
     """`ep` as an ONNX model, by torch.onnx.export; names of inputs, outputs and dynamic sizes are kept.
 
-    opset: the exporter's own default when None.  Raises InputRefused for a program that ONNX cannot hold: its .pt2 works.
+    opset: the exporter's own default when None.  optimize: the exporter's own optimiser, which folds Conv-BN.
+    Raises InputRefused for a program that ONNX cannot hold: its .pt2 works.
     """
     options: dict[str, Any] = {} if opset is None else {"opset_version": opset}
     with quiet(*_CHATTY, warned=False, streams=True):
         try:
-            program = torch.onnx.export(ep, dynamo=True, optimize=True, verbose=False, **options)
+            program = torch.onnx.export(ep, dynamo=True, optimize=optimize, verbose=False, **options)
         except Exception as error:
             raise InputRefused(
                 f"this program cannot become ONNX{_reason(error)}; the .pt2 artefact does not depend on ONNX: write that one"

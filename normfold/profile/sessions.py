@@ -15,8 +15,11 @@ LEVELS = {"disabled": "ORT_DISABLE_ALL", "basic": "ORT_ENABLE_BASIC", "extended"
 """Optimisation levels of ONNX Runtime; "all" is its default."""
 
 
-def onnx_session(path: Path, *, level: str = "all", threads: int = 1) -> Any:
-    """An ONNX Runtime session on the CPU.  Raises CannotTell when the runtime does not take the model."""
+def session_options(*, level: str = "all", threads: int = 1, spinning: bool = True) -> Any:
+    """Options of a sequential ONNX Runtime session, silent.  Raises UsageError for an unknown level.
+
+    spinning: idle threads of the pool spin, the runtime's default; it costs other processes their time.
+    """
     import onnxruntime as ort
 
     if level not in LEVELS:
@@ -26,6 +29,16 @@ def onnx_session(path: Path, *, level: str = "all", threads: int = 1) -> Any:
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, LEVELS[level])
+    if not spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def onnx_session(path: Path, *, level: str = "all", threads: int = 1, spinning: bool = True) -> Any:
+    """An ONNX Runtime session on the CPU.  Raises CannotTell when the runtime does not take the model."""
+    import onnxruntime as ort
+
+    options = session_options(level=level, threads=threads, spinning=spinning)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions have no common base
@@ -39,13 +52,14 @@ def compare_onnx(
     *,
     level: str = "all",
     threads: int = 1,
+    spinning: bool = True,
     seconds: float = 5.0,
     confidence: float = 0.95,
 ) -> Timing:
     """Latency of two ONNX files with the same inputs.  Raises CannotTell when the runtime does not run one of them."""
 
     def maker(path: Path) -> Callable[[], Callable[[], object]]:
-        return lambda: _runner(onnx_session(path, level=level, threads=threads), path, feeds)
+        return lambda: _runner(onnx_session(path, level=level, threads=threads, spinning=spinning), path, feeds)
 
     return compare_made(
         maker(before),
