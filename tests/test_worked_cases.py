@@ -169,7 +169,7 @@ CASES: dict[str, Case] = {
     ),
     "BN-Flatten-Linear": Case(
         lambda: Net(lambda m, x: m.end(m.norm(torch.tanh(x)).flatten(1)), norm=bn(4), end=nn.Linear(36, 5)),
-        "d d k d",
+        "d",
         (2, 4, 3, 3),
     ),
     "BN-GAP-Linear": Case(
@@ -216,7 +216,7 @@ CASES: dict[str, Case] = {
             lambda m, x: m.cell(m.norm(torch.tanh(x)).transpose(1, 2))[0],
             norm=nn.BatchNorm1d(5), cell=nn.LSTM(5, 4, batch_first=True, bidirectional=True),
         ),
-        "d d k d",
+        "d",
         (2, 5, 6),
     ),
     "LSTM-BN-Linear": Case(
@@ -224,7 +224,7 @@ CASES: dict[str, Case] = {
             lambda m, x: m.end(m.norm(m.cell(x)[0].transpose(1, 2)).transpose(1, 2)),
             cell=nn.LSTM(5, 4, batch_first=True), norm=nn.BatchNorm1d(4), end=nn.Linear(4, 3),
         ),
-        "d d k d",
+        "d",
         (2, 6, 5),
     ),
     "frozen BN arithmetic": Case(lambda: Net(_frozen, conv=conv(4, 6, 3, 1), **_frozen_parts(6)), ""),
