@@ -1,7 +1,7 @@
 """Activations that commute with a positive scale, Abs, Neg.  Others (Sigmoid, SiLU, GELU, Tanh, Softmax, ReLU6): no rule, pinned.
 
 LeakyReLU and PReLU could also take s < 0 with slope' = 1 / slope and s_y = s / slope; but then the magnitude of s_y hangs on the
-sign of s, which is solved for apart.  That is not done: such a layer is refused with `sign`.
+sign of s, which is solved for apart.  So that is a rewrite of its own; here such a layer is refused with `sign`.
 """
 
 from __future__ import annotations

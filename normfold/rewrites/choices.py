@@ -17,15 +17,16 @@ from typing import Any, Literal, get_args
 from normfold.errors import UsageError
 
 Target = Literal["onnxruntime", "openvino", "tensorrt", "generic"]
-About = Literal["bias-add", "border-map", "leftover-shift"]
+About = Literal["bias-add", "border-map", "leftover-shift", "slope-per-channel"]
 ANSWERS: dict[About, tuple[str, ...]] = {
     "bias-add": ("yes", "when it saves", "no"),
     "border-map": ("yes", "when it saves", "no"),
     "leftover-shift": ("add", "depthwise", "norm", "keep"),
+    "slope-per-channel": ("yes", "no"),
 }
 """What may be answered.  bias-add: an Add behind a MatMul.  border-map: an Add of a map behind a padded convolution.
 leftover-shift: a norm whose scale could go and whose shift could not, written as an Add, a depthwise 1x1 convolution or a norm
-with a = 1, or kept."""
+with a = 1, or kept.  slope-per-channel: a LeakyReLU becomes a PReLU with a slope for each channel."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from normfold.rewrites import (
     constant_channels,
     dead_shift,
     empty_channels,
+    mirrored_slope,
     norm_affine,
     pad_into_conv,
     preprocess,
@@ -41,6 +42,7 @@ def rewrites() -> tuple[Rewrite, ...]:
         preprocess,
         empty_channels,
         constant_channels,
+        mirrored_slope,
         affine,
         norm_affine,
     )
