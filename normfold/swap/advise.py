@@ -23,8 +23,8 @@ from torch.utils import _pytree as pytree
 
 from normfold.load.loaded import Call, Loaded
 from normfold.record import Record
-from normfold.swap.common import BATCH, live, samples, versions
-from normfold.swap.data import Data
+from normfold.swap.common import live, samples, versions
+from normfold.swap.data import BATCH, Data
 from normfold.swap.find import Site, find_sites, tapped
 from normfold.swap.fit import Moments
 from normfold.swap.norms import as_channels_last

@@ -52,7 +52,8 @@ class Checkpoint:
             )
         self.student.load_state_dict(found["student"], strict=True)
         losses = {name: (first, last) for name, (first, last) in found["losses"].items()}
-        return Place(found["stage"], found["step"], losses, found["optimizer"])
+        before = None if found["before"] is None else (found["before"]["loss"], found["before"]["student"])
+        return Place(found["stage"], found["step"], losses, found["optimizer"], before)
 
     def save(self, place: Place, leaving: bool) -> None:
         """Write when it is time to, or on the way out."""
@@ -69,7 +70,8 @@ class Checkpoint:
             "finished": finished,
             "stage": place.stage,
             "step": place.step,
-            "losses": {name: list(pair) for name, pair in (place.losses or {}).items()},
+            "losses": {name: list(pair) for name, pair in place.losses.items()},
+            "before": None if place.before is None else {"loss": place.before[0], "student": place.before[1]},
             "optimizer": place.optimizer,
             "student": self.student.state_dict(),
         }

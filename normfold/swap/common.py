@@ -15,7 +15,6 @@ from normfold.load.loaded import Loaded
 from normfold.record import Record
 from normfold.swap.data import Data
 
-BATCH = 256  # samples a call where nothing is trained
 PACKAGES = ("normfold", "torch", "numpy")
 
 

@@ -21,6 +21,7 @@ from normfold.load.loaded import Call
 
 EVERY = 5  # every fifth sample is held out where no other data is
 LABELS = "labels"
+BATCH = 256  # samples a call where nothing is trained
 
 
 class Data:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from normfold.errors import CannotTell
 from normfold.load.loaded import Call
-from normfold.swap.data import Order
+from normfold.swap.data import BATCH, Order
 from normfold.swap.find import tapped
 from normfold.swap.fit import Scales, floats
 
@@ -45,12 +45,17 @@ class Stage:
 
 @dataclass
 class Place:
-    """How far a run has come: the stage's number, steps done in it, losses (first and last) by stage name, Adam's state."""
+    """How far a run has come: the stage's number and the steps done in it, Adam's state, what the stage began with.
+
+    losses: on all data, at the start and at the end of every stage that is done.  before: loss and weights at the start of the
+    present one.
+    """
 
     stage: int = 0
     step: int = 0
-    losses: dict[str, tuple[float, float]] | None = None
+    losses: dict[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     optimizer: dict[str, Any] | None = None
+    before: tuple[float, dict[str, Tensor]] | None = None
 
 
 Progress = Callable[[Stage, int, float], None]
@@ -71,49 +76,79 @@ def distil(
     progress: Progress | None = None,
     save: Save | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Train `student` in place; returns the first and the last loss of every stage.
+    """Train `student` in place; returns the loss on all data before and after every stage.
 
-    names: of the new norms.  place: where to go on; `student` holds the weights of that moment.
+    A stage that does not lower its own loss is undone: then the second number is not below the first, and the weights are those
+    from before it.  names: of the new norms.  place: where to go on; `student` holds the weights of that moment.
     Raises CannotTell when the loss is no number any more, and when teacher and student do not run the same way.
     """
     place = place or Place()
-    losses = place.losses = dict(place.losses or {})
-    parameters = [item for item in student.parameters() if item.requires_grad]
     for number in range(place.stage, len(stages)):
         stage = stages[number]
-        optimizer = torch.optim.Adam(parameters, stage.rate)
-        if number == place.stage and place.optimizer is not None:
-            optimizer.load_state_dict(place.optimizer)
-        first = place.step if number == place.stage else 0
-        place.stage, place.step = number, first
-        whole = True  # False while an update is half done: that state is never saved
-        try:
-            for step in range(first, stage.steps):
-                args = order.batch(step)
-                loss = (_apart if stage.name == "layers" else _together)(teacher, student, names, args, scales)
-                value = loss.item()
-                if not math.isfinite(value):
-                    raise CannotTell(f"the loss of stage {stage.name!r} is {value} at step {step}: give a smaller --rate")
-                optimizer.zero_grad()
-                if loss.requires_grad:
-                    loss.backward()
-                for group in optimizer.param_groups:
-                    group["lr"] = 0.5 * stage.rate * (1.0 + math.cos(math.pi * step / stage.steps))
-                whole = False
-                optimizer.step()
-                place.step, place.optimizer = step + 1, optimizer.state_dict()
-                losses[stage.name] = (losses.get(stage.name, (value, value))[0], value)
-                whole = True
-                if progress is not None:
-                    progress(stage, step + 1, value)
-                if save is not None:
-                    save(place, False)
-        except BaseException:
-            if save is not None and whole:
-                save(place, True)
-            raise
-        place.optimizer = None
-    return losses
+        if number > place.stage:
+            place.stage, place.step, place.optimizer, place.before = number, 0, None, None
+        if not stage.steps or (place.step and place.before is None):
+            continue  # left out, or done and judged
+
+        def loss_of(one: Call, apart: bool = stage.name == "layers") -> Tensor:
+            return (_apart if apart else _together)(teacher, student, names, one, scales)
+
+        if place.before is None:
+            state = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+            place.before = (_mean(loss_of, order), state)
+        _train(student, order, stage, place, loss_of, progress, save)
+        first, state = place.before
+        last = _mean(loss_of, order)
+        if not last < first:
+            student.load_state_dict(state)
+        place.losses[stage.name] = (first, last)
+        place.before = place.optimizer = None
+    return place.losses
+
+
+def _train(
+    student: nn.Module,
+    order: Order,
+    stage: Stage,
+    place: Place,
+    loss_of: Callable[[Call], Tensor],
+    progress: Progress | None,
+    save: Save | None,
+) -> None:
+    """The steps of a stage from `place` on."""
+    optimizer = torch.optim.Adam([item for item in student.parameters() if item.requires_grad], stage.rate)
+    if place.optimizer is not None:
+        optimizer.load_state_dict(place.optimizer)
+    whole = True  # False while an update is half done: that state is never saved
+    try:
+        for step in range(place.step, stage.steps):
+            loss = loss_of(order.batch(step))
+            value = loss.item()
+            if not math.isfinite(value):
+                raise CannotTell(f"the loss of stage {stage.name!r} is {value} at step {step}: give a smaller --rate")
+            optimizer.zero_grad()
+            loss.backward()
+            for group in optimizer.param_groups:
+                group["lr"] = 0.5 * stage.rate * (1.0 + math.cos(math.pi * step / stage.steps))
+            whole = False
+            optimizer.step()
+            place.step, place.optimizer = step + 1, optimizer.state_dict()
+            whole = True
+            if progress is not None:
+                progress(stage, step + 1, value)
+            if save is not None:
+                save(place, False)
+    except BaseException:
+        if save is not None and whole:
+            save(place, True)
+        raise
+
+
+def _mean(loss_of: Callable[[Call], Tensor], order: Order) -> float:
+    """The mean loss over all data; every batch counts alike."""
+    with torch.no_grad():
+        found = [loss_of(one).item() for one in order.data.batches(BATCH)]
+    return sum(found) / len(found)
 
 
 def _apart(teacher: nn.Module, student: nn.Module, names: Sequence[str], one: Call, scales: Scales) -> Tensor:

@@ -12,18 +12,16 @@ from torch import Tensor, nn
 from normfold.errors import CannotTell, NormfoldError, UsageError
 from normfold.load.loaded import Call
 from normfold.record import Record
-from normfold.swap.data import Data, Held
+from normfold.swap.data import BATCH, Data, Held
 from normfold.swap.fit import floats
 from normfold.swap.result import Metric
-
-_BATCH = 256
 
 
 def outputs(module: nn.Module, data: Data) -> list[Tensor]:
     """The outputs of a network over all samples, each joined along axis 0; float64."""
     parts: list[list[Tensor]] = []
     with torch.no_grad():
-        for args, kwargs in data.batches(_BATCH):
+        for args, kwargs in data.batches(BATCH):
             for place, leaf in enumerate(floats(module(*args, **kwargs))):
                 if place == len(parts):
                     parts.append([])

@@ -81,8 +81,9 @@ class Metric:
 class Swapped:
     """Everything one run of `swap` learnt.  `record` holds source, versions, outputs, timings, notes and warnings.
 
-    drift: root mean square difference of the outputs, as a part of the standard deviation of the original's (the worst
-    output).  losses: first and last loss of each stage.  written: False where the loss was more than allowed.
+    drift: root mean square difference of the outputs, as a part of the standard deviation of the original's (the worst output).
+    losses: of each stage, on all data that is fitted, before and after.  start, metric: of the first guess and of the result.
+    written: False where the loss was more than allowed.
     """
 
     to: str

@@ -15,8 +15,8 @@ from normfold.load.loaded import Loaded
 from normfold.record import Record
 from normfold.swap.artefact import Origin, check_outputs, described, write
 from normfold.swap.checkpoint import Checkpoint, fingerprint
-from normfold.swap.common import BATCH, live, samples, stage, versions
-from normfold.swap.data import Data, Held, Order, digest, read_held
+from normfold.swap.common import live, samples, stage, versions
+from normfold.swap.data import BATCH, Data, Held, Order, digest, read_held
 from normfold.swap.distil import Place, Progress, Stage, distil, layer_errors
 from normfold.swap.find import SOURCES, Site, find_sites
 from normfold.swap.fit import fit
@@ -129,7 +129,9 @@ def swap(
         place = place or Place()
         order = Order(fitted, options.batch, options.seed)
         result.losses = distil(teacher, student, names, order, scales, stages, place=place, progress=progress, save=keep.save)
-        keep.write(replace(place, optimizer=None), finished=True)
+        keep.write(place, finished=True)
+        for name in (name for name, (first, last) in result.losses.items() if not last < first):
+            record.note(f"the distillation of stage {name!r} made its own loss no smaller and was undone")
     with stage(record, "measure"):
         ends = layer_errors(teacher, student, names, fitted.batches(BATCH), scales)
         for item in result.replaced:
