@@ -14,6 +14,7 @@ from typing import NoReturn
 
 import click
 
+from normfold.cli.audit import audit
 from normfold.cli.common import State, one_line
 from normfold.cli.explain import explain
 from normfold.cli.inspect import inspect
@@ -47,7 +48,7 @@ def cli() -> None:
     """
 
 
-for command in (optimize, inspect, explain, rules, verify, swap, recalibrate, profile):
+for command in (optimize, inspect, explain, rules, verify, swap, recalibrate, profile, audit):
     cli.add_command(command)
 
 

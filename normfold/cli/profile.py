@@ -82,8 +82,9 @@ def setting_of(asked: dict[str, Any]) -> Setting:
 @loading_options
 @measuring_options
 @click.option("--every-level", is_flag=True, help="Profile the kernels at all levels of the runtime.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write the report as one self-contained HTML file.")
 @output_options
-def profile(source: str, against: str | None, state: State, json: bool, **asked: Any) -> None:
+def profile(source: str, against: str | None, state: State, json: bool, html: Path | None, **asked: Any) -> None:
     """Measure MODEL on ONNX Runtime: latency with its bounds, cold start and memory, every kernel mapped back to MODEL's own
     layers, the critical path, and what each normalization layer costs.
 
@@ -95,6 +96,10 @@ def profile(source: str, against: str | None, state: State, json: bool, **asked:
     setting, limits = setting_of(asked), parse_budgets(asked["budgets"])
     percents = {*USUAL, *(found for name in limits if (found := percent_of(name)) is not None)}
     report = _measure(source, against, {**asked, "against": against}, setting, limits, sorted(percents))
+    if html is not None:
+        from normfold.report.html_page import write_page
+
+        write_page(report, html)
     if json:
         from normfold.report.profile_json import profile_to_json
 

@@ -1,8 +1,8 @@
 """The machine that something was measured on: what it says of itself, and its peaks as they can be measured.
 
 The peaks are those of the runtime that is profiled, with its threads: a float32 MatMul by a constant for operations (2 n^3), and
-an addition of two arrays for bandwidth, once far larger than any cache (3 arrays of 32 MiB) and once within it (3 of 256 KiB).
-Each is the best of many calls: a peak is what nothing disturbed.
+an addition of two arrays for bandwidth, once far larger than any cache (3 arrays of 16 MiB) and once within it (3 of 256 KiB).
+Each is the best of many short calls: a peak is what nothing disturbed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from normfold.profile.result import Machine
 from normfold.profile.sessions import session_options
 
 _PACKAGES = ("normfold", "onnxruntime", "numpy", "torch", "onnx")
-_MATRIX, _LARGE, _SMALL = 768, 1 << 23, 1 << 16
+_MATRIX, _LARGE, _SMALL = 384, 1 << 22, 1 << 16
 _TRIES = 7  # at least, for each
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -180,3 +180,25 @@ def _line(console: Console, text: Text | str, style: str = "") -> None:
 
 def _signed(seconds: float) -> str:
     return f"{'+' if seconds >= 0 else '-'}{seconds_text(abs(seconds))}"
+
+
+def render_audit(reports: Mapping[str, ProfileReport], failed: Mapping[str, str], console: Console) -> None:
+    """One line a model, and every file that could not be measured with the reason."""
+    table = _table(
+        console, ("model", "left"), ("median", "right"), ("size", "right"), ("norms", "right"), ("off", "right"), ("now", "right")
+    )
+    for path, report in reports.items():
+        model = report.model
+        table.add_row(
+            Text(shown(path)),
+            seconds_text(model.latency.median) + (" (noisy)" if model.noisy else ""),
+            bytes_text(model.bytes),
+            f"{len(model.norms)}",
+            words.percent(model.level("disabled").norms),
+            words.percent(model.deployed.norms),
+        )
+    _show(console, table)
+    if failed:
+        _title(console, "Not measured", plural(len(failed), "file"))
+        for path, reason in failed.items():
+            _line(console, f"{path}: {reason}")

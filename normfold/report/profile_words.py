@@ -114,8 +114,8 @@ def parallel_sentence(level: Level) -> str:
         return "nothing ran"
     best = total / found.critical
     path = f"critical path {seconds_text(found.critical)} of {seconds_text(total)}"
-    if best < 1.005:
-        return f"{path}: the graph is a chain, no parallel executor gains anything"
+    if best < 1.02:
+        return f"{path}: all but a chain, no parallel executor gains anything"
     spans = ", ".join(f"{total / span:.2f}x with {workers}" for workers, span in found.makespan.items() if span)
     return f"{path}: no parallel executor is more than {best:.2f}x as fast; {spans} workers"
 

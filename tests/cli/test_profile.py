@@ -105,7 +105,7 @@ def test_everything_that_is_known_is_printed() -> None:
         "median 1 ms [990 us, 1.01 ms]; p99 at most 2.2 ms",
         "runtime imported in 30 ms, model loaded in 10 ms, first run 2 ms",
         "peak memory 95.4 MiB (47.7 MiB for the model)",
-        "critical path 700 us of 700 us: the graph is a chain",
+        "critical path 700 us of 700 us: all but a chain",
         "branch.<conv>",
         "Against net.onnx",
         "1.23 times as fast",

@@ -1,0 +1,9 @@
+# What normfold calls of joblib, which ships no types.
+from collections.abc import Callable
+from typing import Any
+
+class Parallel:
+    def __init__(self, n_jobs: int | None = None, *, return_as: str = "list") -> None: ...
+    def __call__(self, iterable: Any) -> Any: ...
+
+def delayed(function: Callable[..., Any]) -> Callable[..., Any]: ...
