@@ -74,7 +74,7 @@ def judge(
     one that is `after` rounded.  proof: what is known of `before` and `after` from judging another artefact of theirs.
     feeds: what to compare on, the most telling first (`inputs.feeds`); the first is always judged, the others while the time that
     the first took fits into what is left of `budget` seconds.  draws: perturbed evaluations of the original per feed.
-    stop: no further feed after one that failed.  tell: called before each feed with its label and the feeds done so far.
+    stop: nothing further after a certificate or a feed that failed.  tell: called before each feed with its label and number.
 
     A difference is a failed comparison, never an exception.  A feed that the original itself cannot run (sizes that it does not
     allow) is left out with the reason.  Ops without float64 evaluation are stepped over (`blind`) and noted; where even that
@@ -100,7 +100,7 @@ def judge(
         if tell is not None:
             tell(feed.label, place)
         try:
-            found = one.judge(feed, algebra=place < 2)
+            found = one.judge(feed, algebra=place < 2, stop=stop)
         except _NotRun as reason:
             verdict.left_out[feed.label] = str(reason)
             continue
@@ -164,11 +164,13 @@ class _One:
     notes: list[str] = field(default_factory=list[str])
     blind: str = ""
 
-    def judge(self, feed: Feed, *, algebra: bool) -> list[Comparison]:
-        """All gates on one feed."""
+    def judge(self, feed: Feed, *, algebra: bool, stop: bool) -> list[Comparison]:
+        """All gates on one feed; with `stop` the artefact is not looked at where the view is wrong already."""
         first = self._original(feed)
         evidence = self.proof.on(feed, algebra=algebra)
         found = list(evidence.comparisons)
+        if stop and any(not item.passed for item in found):
+            return found
         rounded = self._rounded(feed, evidence)
         second: dict[str, Array] = {}
         if first is not None and self.result is not None:

@@ -17,6 +17,8 @@ _LEAST = {np.dtype(np.float16): -24, BFLOAT16: -133, np.dtype(np.float32): -149,
 # float64 models are judged by a float64 reference, which rounds like they do: their unit is what long sums of it lose
 _UNIT = {np.dtype(np.float16): 2.0**-11, BFLOAT16: 2.0**-8, np.dtype(np.float32): 2.0**-24, np.dtype(np.float64): 2.0**-48}
 
+_STRUCTURE = 8  # elements of a constant up to which whole numbers are taken for structure
+
 
 def unit(graph: Graph) -> float:
     """Half an ulp (relative) of the coarsest float type that the model stores or computes in; of float32 when it has none."""
@@ -41,14 +43,18 @@ def ulp(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def perturbed(seed: int, dtype: np.dtype[Any] | None = None) -> Constants:
-    """Constants each moved by a random part, up to half an ulp of `dtype` (their stored type); zeros stay, they are structure.
+    """Constants each moved by a random part, up to half an ulp of `dtype` (their stored type).
 
-    The same seed moves the same value equally, however often it is read.
+    Zeros stay, and a few whole numbers by themselves: they are structure (an exponent, the step of a range, scales of a resize;
+    a step of 1 moved down and cast to an integer is 0).  The same seed moves the same value equally, however often it is read.
     """
 
     def read(value: Value) -> Array:
         assert value.const is not None
-        return _moved(stored(value), dtype or value.const.dtype, seed, value.name)
+        array = stored(value)
+        if array.size <= _STRUCTURE and is_float(array.dtype) and np.array_equal(array, np.round(array)):
+            return array
+        return _moved(array, dtype or value.const.dtype, seed, value.name)
 
     return read
 

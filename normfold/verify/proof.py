@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,12 +29,17 @@ KEPT_BYTES = 1 << 30  # of perturbed constants, which are drawn once for all fee
 
 @dataclass(frozen=True)
 class Evidence:
-    """One feed: the yardstick, certificate and G1, and the outputs (by name) of ops that were stepped over."""
+    """One feed: certificate and G1, the outputs (by name) of ops that were stepped over, and what measures results."""
 
-    by: Yardstick
     comparisons: list[Comparison]
     given: dict[str, Array]
-    hidden: frozenset[str] = frozenset()
+    hidden: frozenset[str]
+    measure: Callable[[], Yardstick]
+
+    @cached_property
+    def by(self) -> Yardstick:
+        """The yardstick; its noise is made when it is first asked for."""
+        return self.measure()
 
 
 @dataclass
@@ -89,12 +95,16 @@ class Proof:
             reference, found = certified.outputs, certified.comparisons
         else:
             reference = run(self.before, feed.arrays, given=given)
-        noise = [
-            run(self.before, feed.arrays, constants=self.drawn(draw), given=given)
-            for draw in range(self.seed, self.seed + self.draws)
-        ]
+
+        def measure() -> Yardstick:
+            noise = [
+                run(self.before, feed.arrays, constants=self.drawn(draw), given=given)
+                for draw in range(self.seed, self.seed + self.draws)
+            ]
+            return Yardstick(reference, noise, self.unit, feed.label)
+
         hidden = frozenset(behind(self.before, given)) if given else frozenset[str]()
-        return Evidence(Yardstick(reference, noise, self.unit, feed.label), found, given, hidden)
+        return Evidence(found, given, hidden, measure)
 
     def with_more_noise(self, feed: Feed, evidence: Evidence) -> Yardstick:
         """The yardstick with further draws, in which the inputs move as well.

@@ -38,7 +38,7 @@ _FAMILIES = (
     resize, signal, special,
 )  # fmt: skip
 LIGHT: frozenset[str] = frozenset(LIGHT_KINDS)
-_FAILURES = (ValueError, IndexError, TypeError, KeyError, RuntimeError, AttributeError, ZeroDivisionError, MemoryError)
+_FAILURES = (ValueError, IndexError, TypeError, KeyError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
 _HALVES = (np.dtype(np.float16), BFLOAT16)
 
 
