@@ -275,7 +275,7 @@ def _with_constant(graph: Graph, kind: str, rule: str, rng: Any, options: Option
                 result.graph.set_input(place.node, place.slot, spoilt)  # another reader keeps what it has
                 labels.append(place.node.label)
                 held = [item for item in place.node.inputs[1:] if item is not None and item.const is not None]
-                parameters[:] = [item.param or item.name.partition("_folded")[0] for item in held]
+                parameters[:] = [item.param or item.name.partition("_folded")[0].partition("_border")[0] for item in held]
                 return
 
     with after(rule, spoil):
