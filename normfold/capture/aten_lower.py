@@ -6,18 +6,22 @@ How each kind is spelled is in `aten_lower_ops`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch.fx import Graph as FxGraph
 from torch.fx import Node as FxNode
 from torch.utils import _pytree as pytree
 
 from normfold.capture.aten_state import legal
 from normfold.capture.aten_values import Absent
-from normfold.graph import Node, Value
+from normfold.graph import Array, Constant, Node, Use, Value
 
 aten = torch.ops.aten
+
+_COMPOSITE = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 
 class Emitter:
@@ -27,6 +31,7 @@ class Emitter:
         self.fx, self.fake_mode, self._operand = fx, fake_mode, operand
         self._meta: dict[str, Any] = {}
         self._name = ""
+        self._made: list[Value] = []  # constants are told by identity: they must live as long as the writer
 
     def start(self, meta: dict[str, Any], name: str) -> None:
         """Begin a node of the view: metadata (module path) of its calls, name of the last one."""
@@ -40,7 +45,9 @@ class Emitter:
 
         args, kwargs = pytree.tree_map(meta_of, (args, kwargs))
         shapes = self.fake_mode.shape_env
-        with self.fake_mode, torch.no_grad():
+        # Only the Python twins of these know symbolic sizes.
+        python = enable_python_dispatcher() if target in _COMPOSITE else nullcontext()
+        with self.fake_mode, torch.no_grad(), python:
             if shapes is None:
                 return target(*args, **kwargs)
             with shapes.suppress_guards():
@@ -71,6 +78,17 @@ class Emitter:
         value = node.input(slot)
         return None if value is None else self._operand(value)
 
+    def constant(self, node: Node, slot: int, name: str, array: Array) -> FxNode:
+        """A parameter beside what `node` reads at `slot`, in that one's type."""
+        like = node.input(slot)
+        assert like is not None and like.dtype is not None
+        const = Constant(array, dtype=like.dtype)
+        owner = like.param.rpartition(".")[0]
+        param = f"{owner}.{name}" if owner else f"{like.name}_{name}"
+        value = Value(param, const.shape, const.dtype, const, param, uses=[Use(node, slot)])
+        self._made.append(value)
+        return self._operand(value)
+
     def affine(self, node: Node) -> list[FxNode | None]:
         """gamma and beta (inputs 1 and 2); None for both where the captured layer had neither and both are as captured."""
         values = [node.input(1), node.input(2)]
@@ -84,7 +102,7 @@ class Emitter:
         return size if isinstance(size, int) else self.step(aten.sym_size.int, node, axis)
 
 
-Lowering = Callable[[Emitter, Node], FxNode]
+Lowering = Callable[[Emitter, Node], FxNode | list[FxNode]]
 LOWERINGS: dict[str, Lowering] = {}
 
 

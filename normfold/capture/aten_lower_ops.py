@@ -7,6 +7,7 @@ import operator
 import torch
 from torch.fx import Node as FxNode
 
+from normfold.capture import aten_lower_recurrent as aten_lower_recurrent
 from normfold.capture.aten_lower import LOWERINGS, Emitter, lowering
 from normfold.capture.aten_values import torch_dtype
 from normfold.graph import Node

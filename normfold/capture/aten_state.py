@@ -18,6 +18,7 @@ from normfold.graph import Graph, Node, Value, is_float
 
 _PREFIX = {InputKind.PARAMETER: "p", InputKind.BUFFER: "b", InputKind.CONSTANT_TENSOR: "c"}
 _WEIGHTED = {"Conv", "ConvTranspose", "Gemm"}
+_RECURRENT = {"LSTM", "GRU", "RNN"}
 
 
 def legal(name: str) -> str:
@@ -195,6 +196,6 @@ def _is_weight(value: Value) -> bool:
     """True for a constant that convolutions and linears read as weight or bias."""
 
     def fits(node: Node, slot: int) -> bool:
-        return node.kind in _WEIGHTED and slot in (1, 2)
+        return (node.kind in _WEIGHTED and slot in (1, 2)) or (node.kind in _RECURRENT and slot in (1, 2, 3))
 
     return bool(value.uses) and all(fits(use.node, use.slot) for use in value.uses) and is_float(value.dtype)

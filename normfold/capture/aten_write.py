@@ -139,10 +139,12 @@ class _Writer:
             self.env[id(node.output)] = self.constants.state(node.origin.placeholder)
         elif isinstance(node.origin, Call) and self._as_captured(node, node.origin):
             self._emit_call(node, node.origin)
-        elif node.kind in LOWERINGS and len(node.outputs) == 1 and "computed" not in node.attrs:
+        elif node.kind in LOWERINGS and "computed" not in node.attrs:
             base = node.origin.main.meta if isinstance(node.origin, Call) else self.stacks.get(node.module, {})
             self.emitter.start({key: base[key] for key in _KEPT_META if key in base}, node.output.name)
-            self.env[id(node.output)] = LOWERINGS[node.kind](self.emitter, node)
+            written = LOWERINGS[node.kind](self.emitter, node)
+            for value, result in zip(node.outputs, written if isinstance(written, list) else [written], strict=True):
+                self.env[id(value)] = result
         else:
             changed = "was changed" if isinstance(node.origin, Call) else "was inserted"
             raise ValueError(f"{node!r} {changed}, and ATen has no spelling for it; kinds that have one: {sorted(LOWERINGS)}")

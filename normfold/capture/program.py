@@ -18,6 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
+from normfold.capture.aten_cells import CELLS
 from normfold.capture.program_refusals import cloned, line, refusal
 from normfold.errors import InputRefused
 from normfold.load.quiet import quiet
@@ -91,7 +92,7 @@ def _unbind(tensor: torch.Tensor, dim: int = 0) -> list[torch.Tensor]:
 
 
 # Layout ops that would be several nodes of the view: taken apart, so that a call and a node stay one to one.
-_DECOMPOSED: dict[Any, Callable[..., Any]] = {torch.ops.aten.stack.default: _stack, torch.ops.aten.unbind.int: _unbind}
+_DECOMPOSED: dict[Any, Callable[..., Any]] = {torch.ops.aten.stack.default: _stack, torch.ops.aten.unbind.int: _unbind, **CELLS}
 
 
 # ---- the copy ----------------------------------------------------------------------------------------------------------------

@@ -76,6 +76,10 @@ class Graph:
     def insert_before(self, anchor: Node, node: Node) -> Node:
         return self._place(node, self.nodes.index(anchor))
 
+    def insert_at(self, position: int, node: Node) -> Node:
+        """Make `node` the one at `position` of `nodes`."""
+        return self._place(node, position)
+
     def _place(self, node: Node, position: int) -> Node:
         self.nodes.insert(position, node)
         for slot, value in enumerate(node.inputs):

@@ -9,6 +9,7 @@ from normfold.rewrites import (
     affine,
     branches,
     chains,
+    collapse_recurrent,
     constant_channels,
     dead_shift,
     empty_channels,
@@ -32,6 +33,7 @@ def rewrites() -> tuple[Rewrite, ...]:
     """
     foreign = tuple(entry.load() for entry in entry_points(group="normfold.rewrites"))
     modules = (
+        collapse_recurrent,
         tracked_instance_norm,
         table_norm,
         pad_into_conv,

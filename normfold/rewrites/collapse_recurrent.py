@@ -1,0 +1,237 @@
+"""collapse-recurrent: a loop over time that was unrolled becomes one LSTM, GRU or RNN.
+
+    x_0 -> step -> x_1 -> step -> ... -> h_T          becomes          x [T, B, I] -> LSTM (W, R, B) -> h [T, B, H]
+
+    step:  BN(V x_t + d) + BN(U h) + b -> gates            W = a_x V,  R = a_h U,  B = a_x d + c_x + c_h + b
+
+where a, c are scale and shift of the norms; the gates may stand in any order, be cut out of one tensor or computed one by one.
+One step is read as polynomials (`algebra.cells`) and compared with the equations of the three cells; the other steps are
+compared with it node by node.  Where step 0 is not like the others (an exporter has computed a part of it) it stays, and the
+layer starts from the state behind it.
+
+Source: Cooijmans et al., Recurrent Batch Normalization (ICLR 2017, arXiv 1603.09025), for statistics shared over time.
+It does not touch loops whose steps differ in their parameters, cells with norms or other affine layers on the cell state,
+peepholes, coupled gates, or of which somebody reads more than h and the last c.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+from normfold.algebra.cell_match import Cell, NotStandard, match
+from normfold.graph import Graph, Node, Value
+from normfold.record import Applied
+from normfold.rewrites.recurrent_build import Built, Writer, as_state, first_place, fits_state, sequence, start
+from normfold.rewrites.recurrent_collect import collect
+from normfold.rewrites.recurrent_compare import Constants, Differs
+from normfold.rewrites.recurrent_refusals import refusal
+from normfold.rewrites.recurrent_rules import RULES
+from normfold.rewrites.recurrent_sources import Source, sources
+from normfold.rewrites.recurrent_start import starts_from_zero
+from normfold.rewrites.recurrent_states import Recurrence, recurrences
+from normfold.rewrites.recurrent_steps import Steps
+from normfold.rewrites.recurrent_symbols import Step
+from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
+
+SHORTEST = 3  # steps: of fewer nothing can be compared
+_NORMS = frozenset(("BatchNormalization",))
+
+
+def run(graph: Graph, policy: Policy) -> Rewritten:
+    """Collapse every loop that is one of the three cells; `graph` itself is not changed."""
+    result = Rewritten(graph)
+    refused: dict[str, NotStandard] = {}
+    tried: set[tuple[str, ...]] = set()
+    while (collapsed := _next(result.graph, refused, tried, policy)) is not None:
+        twin, applied, norms, into = collapsed
+        result.graph = twin
+        result.applied.append(applied)
+        result.fates += [Fate(name, "deleted", into) for name in norms]
+    done = {fate.output for fate in result.fates}
+    left = {value.name for node in result.graph.nodes for value in node.outputs}
+    result.fates += [
+        Fate(name, "kept", [], refusal(failure.code, failure.detail))
+        for name, failure in refused.items()
+        if name not in done and name in left
+    ]
+    return result
+
+
+_Collapsed = tuple[Graph, Applied, list[str], list[str]]
+
+
+def _next(graph: Graph, refused: dict[str, NotStandard], tried: set[tuple[str, ...]], policy: Policy) -> _Collapsed | None:
+    """The graph with one more loop collapsed; None when there is none left.  tried: loops, by the names of their states."""
+    constants = Constants()
+    for steps in _loops(graph):
+        try:
+            items = recurrences(steps, constants)
+        except Differs as failure:
+            _refuse(steps, None, NotStandard("step-parameters" if failure.parameters else "not-a-cell"), refused)
+            continue
+        for item in items:
+            key = tuple(values[-1].name for values in item.states)
+            if key in tried:
+                continue
+            tried.add(key)
+            try:
+                if any(policy.keep(node.label) for node in _inside(item) if node.kind in _NORMS):
+                    continue
+                return _collapse(graph, item)
+            except NotStandard as failure:
+                _refuse(steps, item, failure, refused)
+    return None
+
+
+def _loops(graph: Graph) -> Iterator[Steps]:
+    """Sequences read step by step: each alone, then those of one length together; forwards and backwards."""
+    found = [source for source in sources(graph) if len(set(source.taken.values())) >= SHORTEST]
+    groups: list[list[Source]] = [[source] for source in found]
+    places = lambda source: tuple(sorted(set(source.taken.values())))  # noqa: E731
+    for _, alike in itertools.groupby(sorted(found, key=places), key=places):
+        together = list(alike)
+        if len(together) > 1:
+            groups.append(together)
+    for group in groups:
+        for reverse in (False, True):
+            yield Steps(graph, group, reverse=reverse)
+
+
+def _inside(item: Recurrence) -> list[Node]:
+    """The nodes on the way to the last states that depend on some x_t."""
+    seen: dict[Node, None] = {}
+    stack = [values[-1] for values in item.states]
+    while stack:
+        node = stack.pop().producer
+        if node is not None and node not in seen:
+            seen[node] = None
+            stack += [value for value in node.inputs if value is not None and item.steps.mask(value)]
+    return list(seen)
+
+
+def _refuse(steps: Steps, item: Recurrence | None, failure: NotStandard, refused: dict[str, NotStandard]) -> None:
+    """Give the norms of a loop the reason why it stays."""
+    if item is not None:
+        nodes = _inside(item)
+    else:
+        last = steps.upto(steps.count - 1)
+        nodes = [
+            node
+            for node in steps.graph.nodes
+            if node.outputs and 0 < (mask := steps.mask(node.output)) < last and mask & (mask + 1) == 0
+        ]
+    for node in nodes:
+        if node.kind in _NORMS:
+            refused.setdefault(node.output.name, failure)
+
+
+# ---- one loop ------------------------------------------------------------------------------------------------------------------
+
+
+def _collapse(graph: Graph, item: Recurrence) -> _Collapsed:
+    """Raises NotStandard where the loop is no cell, or somebody reads what the layer does not give."""
+    step = Step(graph, item.steps, item.leaves, item.reference, RULES)
+    news = [step.of(value) for value in item.news]
+    cell = match(step.atoms, {str(place): symbol.poly for place, symbol in enumerate(news)})
+    if any(
+        new.dims != step.known[leaf].dims or new.lead != step.known[leaf].lead
+        for new, leaf in zip(news, item.leaves, strict=True)
+    ):
+        raise NotStandard("not-a-cell", "the state changes its shape")
+    if not item.complete:
+        changed = item.differs is not None and item.differs.parameters
+        raise NotStandard(
+            "step-parameters" if changed else "not-a-cell", "" if changed else "its last steps are not like the others"
+        )
+    label = _label(step.nodes, item)
+    twin = graph.clone()
+    moved = _moved(item, twin)
+    count = len(twin.nodes)
+    gone = _build(twin, moved, cell, label)
+    norms = [node.output.name for node in graph.nodes if node.kind in _NORMS and node.output.name in gone]
+    into = [value.param or value.name for value in twin_weights(twin, label)]
+    detail = f"{cell.kind} of {cell.w.shape[1]} over {item.steps.count} steps: {count} nodes became {len(twin.nodes)}"
+    return twin.validate(), Applied("collapse-recurrent", label, detail), norms, into
+
+
+def _label(nodes: dict[Node, None], item: Recurrence) -> str:
+    """The module that all operations of a step share, else the name of the last state."""
+    paths = [node.module.split(".") for node in nodes if node.module]
+    shared = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
+    return ".".join(shared) or item.states[0][-1].name
+
+
+def _moved(item: Recurrence, twin: Graph) -> Recurrence:
+    """The same recurrence in a clone of its graph."""
+    values = {value.name: value for value in (*twin.values(), *twin.constants())}
+    of = lambda value: values[value.name]  # noqa: E731
+    taken = [Source(of(s.value), s.axis, {of(v): place for v, place in s.taken.items()}) for s in item.steps.sources]
+    steps = Steps(twin, taken, reverse=item.steps.reverse)
+    begin = None if item.start is None else [of(value) for value in item.start]
+    states = [[of(value) for value in row] for row in item.states]
+    return Recurrence(steps, item.reference, [of(value) for value in item.leaves], states, begin)
+
+
+def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
+    """Put the layer in; returns the names of values that are gone.  Raises NotStandard."""
+    steps, order = item.steps, [int(name) for name in cell.states]
+    begins = item.start
+    if begins is not None and not all(fits_state(value, leaf) for value, leaf in zip(begins, item.leaves, strict=True)):
+        begins = None
+    zeros = item.start is None and starts_from_zero(item)
+    peeled = begins is None and not zeros
+    begins = [values[0] for values in item.states] if begins is None else begins
+    before = {value.name for value in graph.values()}
+    anchors = [source.value for source in steps.sources] + ([] if zeros else begins)
+    module = label if any(node.module == label or node.module.startswith(f"{label}.") for node in graph.nodes) else ""
+    name = label.rpartition(".")[2] or "recurrent"
+    w = Writer(graph, name, module, first_place(graph, anchors))
+    parts = [sequence(w, steps, source, peeled) for source in steps.sources]
+    if len({part.shape[:2] for part in parts if part.shape is not None}) != 1:
+        raise NotStandard("not-a-cell", "sequences of several batch sizes")
+    x = parts[0] if len(parts) == 1 else w.add("Concat", list(parts), _joined(parts), "x", axis=2)
+    starts = [None if zeros else start(w, begins[place], item.leaves[place]) for place in order]
+    built = Built(w, item, cell, x, starts)
+    olds: list[tuple[Value, Value]] = []
+    places: dict[Value, int] = {}
+    matrix = built.every
+    for step in range(1 if peeled else 0, steps.count):
+        place = steps.count - 1 - step if steps.reverse else step - peeled
+        matrix = built.at(place)
+        places[matrix] = place
+        olds.append((item.states[order[0]][step], as_state(w, matrix, item.leaves[order[0]], built.batch, built.hidden)))
+    if len(order) > 1:
+        olds.append((item.states[order[1]][-1], as_state(w, built.last_c(), item.leaves[order[1]], built.batch, built.hidden)))
+    chain = {values[step].producer for values in item.states for step in range(1 if peeled else 0, steps.count)}
+    for old, new in olds:
+        if old.captured:
+            raise NotStandard("state-read", "a sub-graph")
+        graph.replace_uses(old, new)
+        graph.outputs = [new if value is old else value for value in graph.outputs]
+    collect(graph, built.every, places)
+    graph.prune()
+    if any(node in chain for node in graph.nodes):
+        raise NotStandard("state-read")
+    built.only_last(places[matrix])
+    alive = set(graph.values())
+    for old, new in olds:
+        if new in alive:
+            graph.rename(new, old.name)
+    return before - {value.name for value in graph.values()}
+
+
+def _joined(parts: list[Value]) -> list[int | str | None]:
+    sizes = [part.shape[2] if part.shape is not None else None for part in parts]
+    first = parts[0].shape
+    assert first is not None
+    return [first[0], first[1], sum(size for size in sizes if isinstance(size, int))]
+
+
+def twin_weights(graph: Graph, label: str) -> list[Value]:
+    """Weights of the layer that was put in for `label`."""
+    names = {f"{label}.{part}" for part in "WRB"}
+    return [value for value in graph.constants() if value.param in names]
+
+
+REWRITE = Rewrite("collapse-recurrent", "Make one LSTM, GRU or RNN of an unrolled loop over time.", run)
