@@ -17,13 +17,27 @@ class Refusal:
     fix: str
 
 
+@dataclass(frozen=True)
+class Recurrence:
+    """Where a norm stands on a recurrent path.
+
+    place: "inside" (between the steps of an unrolled loop), "body" (of a Loop or Scan), "front" of a recurrent layer, "behind"
+    one, "between" two.  steps: how often it is applied, 0 when that is not known.  statistics: "shared" by all steps, "own"
+    (others at every step), or taken at "run time".
+    """
+
+    place: Literal["inside", "body", "front", "behind", "between"]
+    steps: int = 0
+    statistics: Literal["shared", "own", "run time"] = "shared"
+
+
 @dataclass
 class Finding:
     """One normalization layer of the input model and what became of it.
 
     name: module path, else node name.  kind: "batch", "layer", ...  axes: reduced axes.  channels: C, 0 when unknown.
     health: remarks on its statistics.  outcome: "deleted" (into the parameters named in `into`), "shift" (only an addition
-    is left) or "kept" (then `refusal` says why).
+    is left) or "kept" (then `refusal` says why).  recurrence: where it stands on a recurrent path, None elsewhere.
     """
 
     name: str
@@ -36,6 +50,7 @@ class Finding:
     outcome: Outcome = "kept"
     into: list[str] = field(default_factory=list[str])
     refusal: Refusal | None = None
+    recurrence: Recurrence | None = None
 
 
 @dataclass(frozen=True)

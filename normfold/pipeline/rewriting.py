@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from normfold.detect import channel_count, find_norms
+from normfold.detect import channel_count, find_norms, recurrences
 from normfold.errors import UsageError
 from normfold.graph import Graph, NormSpec
 from normfold.pipeline.options import Options
@@ -69,7 +69,10 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
                 fates[fate.output] = _later(fates.get(fate.output), fate)
     outcome.stands_for = now
     switched_off = not options.uses("affine")
+    places = recurrences(graph, specs)
     outcome.findings = [_finding(spec, fates.get(now[spec.output.name]), graph, switched_off=switched_off) for spec in specs]
+    for spec, finding in zip(specs, outcome.findings, strict=True):
+        finding.recurrence = places.get(spec.node)
     return outcome
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normfold.record import Finding, Record, Size, Timing
+from normfold.report.recurrent import DRAWBACK, groups
 from normfold.report.words import (
     bytes_text,
     difference,
@@ -46,6 +47,7 @@ def render(record: Record, console: Console, *, planned: bool = False) -> None:
     _header(record, console)
     _norms(record, console, planned)
     _kept(record, console)
+    _recurrent(record, console)
     _sizes(record, console, planned)
     _inserted(record, console)
     if not planned:
@@ -100,9 +102,10 @@ def _norms(record: Record, console: Console, planned: bool) -> None:
     counts = Counter(item.outcome for item in findings)
     summary = ", ".join(f"{counts[name]} {_OUTCOMES[name]}" for name in _OUTCOMES if counts[name])
     _title(console, "Normalization layers", f"{len(findings)}: {'`normfold optimize` gives ' if planned else ''}{summary}")
+    rows = _alike(findings)
     if console.width < _NARROW:
-        for item in findings:
-            _print(console, _brief(item), 2)
+        for item, times in rows:
+            _print(console, _brief(item, times), 2)
         return
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1))
     table.add_column("layer", overflow="fold", ratio=3)
@@ -116,8 +119,8 @@ def _norms(record: Record, console: Console, planned: bool) -> None:
     if remarks and wide:
         table.add_column("remarks", overflow="fold", ratio=3)
     table.add_column("would be" if planned else "outcome", overflow="fold", ratio=4)
-    for item in findings:
-        cells = [Text(shown(item.name)), Text(_kind(item))]
+    for item, times in rows:
+        cells = [Text(_name(item, times)), Text(_kind(item))]
         if axes:
             cells.append(Text(",".join(map(str, item.axes))))
         cells.append(Text(str(item.channels) if item.channels else "?"))
@@ -127,9 +130,22 @@ def _norms(record: Record, console: Console, planned: bool) -> None:
         table.add_row(*cells)
     console.print(Padding(table, (0, 0, 0, 2), expand=False))
     if remarks and not wide:
-        for item in findings:
+        for item, _ in rows:
             if item.health:
                 _print(console, f"{item.name}: {'; '.join(item.health)}", 2)
+
+
+def _alike(findings: list[Finding]) -> list[tuple[Finding, int]]:
+    """Layers of which nothing differs, once, with how often they came: a layer that every step of a recurrence applies."""
+    found: dict[tuple[object, ...], tuple[Finding, int]] = {}
+    for item in findings:
+        key = (item.name, _kind(item), item.axes, item.channels, tuple(item.health), _outcome(item).plain)
+        found[key] = (item, found[key][1] + 1 if key in found else 1)
+    return list(found.values())
+
+
+def _name(item: Finding, times: int) -> str:
+    return f"{shown(item.name)}, {times} times" if times > 1 else shown(item.name)
 
 
 def _kind(item: Finding) -> str:
@@ -156,8 +172,8 @@ def _parameters(names: list[str]) -> str:
     return ", ".join(parts)
 
 
-def _brief(item: Finding) -> Text:
-    text = Text(f"{shown(item.name)}: {_kind(item)}" + (f", {item.channels} channels" if item.channels else ""))
+def _brief(item: Finding, times: int) -> Text:
+    text = Text(f"{_name(item, times)}: {_kind(item)}" + (f", {item.channels} channels" if item.channels else ""))
     text.append(", ").append_text(_outcome(item))
     if item.health:
         text.append(f" ({shown('; '.join(item.health))})")
@@ -181,6 +197,21 @@ def _kept(record: Record, console: Console) -> None:
             _print(console, f"{', '.join(names[:_NAMED])}{more}: {reason}", 4)
         if fix:
             _print(console, Text.assemble(("what to do: ", "dim"), shown(fix)), 4)
+
+
+def _recurrent(record: Record, console: Console) -> None:
+    """Where norms stand on recurrent paths, why that matters, what was or can be done."""
+    found = groups(record.findings)
+    if not found:
+        return
+    _title(console, "Recurrent paths")
+    for (where, what), names in found.items():
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        _print(console, f"{', '.join(map(shown, names[:_NAMED]))}{more}: {where}", 2)
+        if what:
+            _print(console, what, 4)
+    if any(item.recurrence is not None and item.kind == "batch" for item in record.findings):
+        _print(console, Text(DRAWBACK, style="dim"), 2)
 
 
 # ---- numbers ------------------------------------------------------------------------------------------------------------
