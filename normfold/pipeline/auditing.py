@@ -119,7 +119,7 @@ def measure(path: Path, key: str, setting: Setting, open_size: int | None, perce
         loaded = _loaded(path, open_size, record)
         found = profile(loaded, setting, record, machine=machine, percents=percents)
     except NormfoldError as error:
-        return Entry(str(path), key, None, str(error))
+        return Entry(str(path), key, None, str(error).removeprefix(f"{path} "))
     except Exception as error:  # one file must not end the audit of all others
         lines = str(error).strip().splitlines()
         return Entry(str(path), key, None, f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__)

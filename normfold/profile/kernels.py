@@ -13,7 +13,7 @@ import onnx
 from normfold.errors import CannotTell, WorkerCrashed
 from normfold.export.worker import run_task
 from normfold.graph import Array
-from normfold.profile.clock import bootstrap
+from normfold.profile.clock import Interval
 from normfold.profile.cost import Tensor, operations, traffic
 from normfold.profile.critical_path import WORKERS, critical_path, makespan
 from normfold.profile.mapping import Mapped, map_kernels
@@ -21,6 +21,7 @@ from normfold.profile.origin import Original
 from normfold.profile.result import Bound, Kernel, Layer, Level, Machine, Parallel, Reconciled, Setting
 
 TASKS = "normfold.profile.tasks"
+_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -93,11 +94,10 @@ def ask(task: str, arguments: dict[str, Any], subject: str, seconds: float = 900
 def _level(
     name: str, answer: dict[str, Any], found: dict[str, Array], mapped: dict[str, Mapped], machine: Machine, confidence: float
 ) -> Level:
-    shown = found["seconds"]
-    chosen = _middle(found["wall"])
-    calls = found["calls"][chosen].mean(axis=0)
+    shown = robust(found["seconds"])
+    calls = found["calls"].mean(axis=0)
     every = np.maximum(shown - found["overhead"] * found["calls"], 0.0)
-    seconds = every[chosen].mean(axis=0)
+    seconds = every.mean(axis=0)
     items = [mapped.get(key) or Mapped(key, op) for key, op in zip(answer["names"], answer["ops"], strict=True)]
     place = {item.name: index for index, item in enumerate(items)}
     kernels: list[Kernel] = []
@@ -106,8 +106,8 @@ def _level(
         kernel.reads = sorted(place[other] for other in item.reads if other in place)
         kernels.append(kernel)
     share = _norm_share(kernels, every, confidence)
-    total, wall = float(seconds.sum()), float(found["bare"][_middle(found["bare"])].mean())
-    run, executor, profiled = (float(found[key][chosen].mean()) for key in ("run", "executor", "wall"))
+    total = float(seconds.sum())
+    wall, run, executor, profiled = (float(robust(found[key]).mean()) for key in ("bare", "run", "executor", "wall"))
     around, binding = max(run - executor, 0.0), max(profiled - run, 0.0)
     reconciled = Reconciled(
         wall=wall,
@@ -116,7 +116,7 @@ def _level(
         around=around,
         binding=binding,
         profiled=profiled,
-        inside=float(shown[chosen].sum(axis=1).mean()) - total,
+        inside=float(shown.mean(axis=0).sum()) - total,
     )
     known = sum(kernel.seconds for kernel in kernels if kernel.module and not kernel.inserted)
     return Level(
@@ -134,10 +134,14 @@ def _level(
     )
 
 
-def _middle(times: Array) -> Array:
-    """The middle half of the runs, as a mask: a mean over them adds up, where medians would not."""
-    low, high = np.quantile(times, [0.25, 0.75])
-    return (times >= low) & (times <= high)
+def robust(times: Array) -> Array:
+    """Times of runs [runs, ...], each column winsorised (Tukey 1962): what is beyond two quantiles is pulled onto them.
+
+    Their means add up, as medians do not, and a run that was interrupted in one kernel does not count there.  Interruptions only
+    ever add time, so that more is cut off above: up to two of five runs may be disturbed in one place.
+    """
+    low, high = np.quantile(times, [0.2, 0.6], axis=0)
+    return np.clip(times, low, high)
 
 
 def _kernel(item: Mapped, op: str, seconds: float, calls: float, shapes: Sequence[Sequence[Tensor]], machine: Machine) -> Kernel:
@@ -172,10 +176,15 @@ def roof(flops: float | None, count: float | None, seconds: float, machine: Mach
     return ("compute" if compute > memory else "memory"), (max(compute, memory) / seconds if seconds > 0 else None)
 
 
-def _norm_share(kernels: list[Kernel], seconds: Array, confidence: float) -> Any:
+def _norm_share(kernels: list[Kernel], seconds: Array, confidence: float) -> Interval:
+    """The part of the kernel time that norms take, with its percentile bootstrap interval over the runs."""
     norms = np.array([bool(kernel.norm) for kernel in kernels], dtype=bool)
-    totals = np.maximum(seconds.sum(axis=1), 1e-12)
-    return bootstrap(seconds[:, norms].sum(axis=1) / totals, confidence)
+    part, whole = seconds[:, norms].sum(axis=1), np.maximum(seconds.sum(axis=1), 1e-12)
+    drawn = np.random.default_rng(0).integers(0, len(whole), size=(_RESAMPLES, len(whole)))
+    ratios = part[drawn].sum(axis=1) / whole[drawn].sum(axis=1)
+    low, high = np.quantile(ratios, [(1.0 - confidence) / 2.0, (1.0 + confidence) / 2.0])
+    ratio = float(part.sum() / whole.sum())
+    return Interval(ratio, min(float(low), ratio), max(float(high), ratio))
 
 
 def _parallel(kernels: list[Kernel], items: list[Mapped]) -> Parallel:

@@ -160,7 +160,7 @@ def _mark_norms(original: Original, view: Graph) -> None:
     for spec in find_norms(view):
         node = original.by_name.get(spec.node.name)
         if node is not None:
-            node.norm = _unique(node.layer, node, original)
+            node.norm = node.layer  # one module that is called many times is one norm
             original.kinds[node.norm] = spec.kind
     groups: dict[tuple[str, ...], list[SourceNode]] = {}
     for proto, _ in walk(original.model.graph):
@@ -181,11 +181,6 @@ def _mark_norms(original: Original, view: Graph) -> None:
             original.kinds[members[-1].layer] = "layer" if centred else "rms"
             for node in members:
                 node.norm = members[-1].layer
-
-
-def _unique(layer: str, node: SourceNode, original: Original) -> str:
-    """The layer's name; the node's where another norm has that already (one module that is called twice, or functions)."""
-    return node.name if any(other.norm == layer for other in original.nodes) else layer
 
 
 def _rules(original: Original, members: Sequence[SourceNode]) -> list[str]:

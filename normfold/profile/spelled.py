@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Protocol, TypeVar
 
-_STEPS = frozenset("ReduceMean ReduceSum ReduceSumSquare Sub Mul Pow Add Sqrt Reciprocal Div Cast GlobalAveragePool".split())
 _MEANS = frozenset(("ReduceMean", "GlobalAveragePool", "ReduceSumSquare"))
 
 
@@ -58,9 +57,11 @@ def _around(root: S, producer: Mapping[str, S], readers: Mapping[str, Sequence[S
         return []
     inner |= {node.index: node for node in (divided, variance, mean, square)}
     last = divided
-    centred = next((made for name in square.inputs[:1] if (made := producer.get(name)) is not None), None)
-    if centred is not None and centred.op == "Sub" and centred.outputs[0] in divided.inputs:
-        first = next((node for name in centred.inputs if (node := producer.get(name)) is not None and node.op in _MEANS), None)
+    for name in (*square.inputs[:1], *divided.inputs):  # x - mean, written once or twice
+        centred = producer.get(name)
+        if centred is None or centred.op != "Sub":
+            continue
+        first = next((node for item in centred.inputs if (node := producer.get(item)) is not None and node.op in _MEANS), None)
         if first is not None:
             inner |= {node.index: node for node in (centred, first)}
     for op in ("Mul", "Add"):  # gamma, beta

@@ -24,6 +24,7 @@ from normfold.profile.sessions import onnx_session, session_options
 RUNS = 50_000  # single runs at most
 _WINDOW, _STABLE, _WARM = 5, 0.02, 0.25
 _CHAIN, _CHAINS = 40, 10
+_SLOW = 0.05  # seconds of a run, of which fewer are made then
 _TURN, _PROFILED = 6, 600  # runs in a row with and without the profiler; profiled runs at most (it stops at a million events)
 
 
@@ -202,7 +203,8 @@ def kernels(
     watched.run(None, arrays)
     warm_up(lambda: plain.run(None, arrays), max(seconds * _WARM, 0.02))
     wall, bare = list[float](), list[float]()
-    while len(wall) < 2 * _TURN or (time.perf_counter() - began < seconds and len(wall) < _PROFILED):
+    least = (2 if min(_turn(plain, arrays)) > _SLOW else 8) * _TURN
+    while len(wall) < least or (time.perf_counter() - began < seconds and len(wall) < _PROFILED):
         bare += _turn(plain, arrays)
         wall += _turn(watched, arrays)
     events = Path(watched.end_profiling())
@@ -245,7 +247,7 @@ def profiler_overhead(threads: int, spinning: bool, prefix: str) -> float:
         bare += _turn(sessions[1], arrays)[1:]
         _turn(sessions[0], arrays)
     events = Path(sessions[0].end_profiling())
-    shown = np.median(read_events(events, last=_CHAINS * _TURN).seconds.mean(axis=1))
+    shown = np.median(read_events(events, last=_CHAINS * _TURN).seconds, axis=0).mean()
     events.unlink()
     return max(0.0, float(shown - np.median(bare) / _CHAIN))
 

@@ -58,7 +58,7 @@ def index_page(reports: Mapping[str, ProfileReport], failed: Mapping[str, str], 
                 Cell(words.percent(row["share_off"]), row["share_off"]),
                 Cell(words.percent(row["share_now"]), row["share_now"]),
                 Cell(row["slowest"]),
-                Cell(row["sentence"]),
+                Cell(row["sentence"], style="said"),
                 Cell(worst),
             ]
         )
@@ -72,4 +72,4 @@ def index_page(reports: Mapping[str, ProfileReport], failed: Mapping[str, str], 
         body += section(
             f"{plural(len(cells), 'file')} not measured", table("failed", [("file", False), ("reason", False)], cells)
         )
-    return frame("normfold audit", body)
+    return frame("normfold audit", body, wide=True)

@@ -14,11 +14,15 @@ from normfold.report.words import shown
 
 @dataclass(frozen=True)
 class Cell:
-    """One cell: what is shown, and the number that it sorts by (None: it sorts by its text).  href: where it leads."""
+    """One cell: what is shown, and the number that it sorts by (None: it sorts by its text).
+
+    href: where it leads.  style: a class of page.css.
+    """
 
     text: str
     value: float | None = None
     href: str = ""
+    style: str = ""
 
 
 def escaped(text: str) -> str:
@@ -59,15 +63,17 @@ def table(name: str, columns: Sequence[tuple[str, bool]], rows: Sequence[Sequenc
 def _cell(cell: Cell, number: bool) -> str:
     value = "" if cell.value is None else f' data-value="{cell.value!r}"'
     text = f'<a href="{html.escape(cell.href)}">{escaped(cell.text)}</a>' if cell.href else escaped(cell.text)
-    return f"<td{_style('number' if number else '')}{value}>{text}</td>"
+    return f"<td{_style('number' if number else cell.style)}{value}>{text}</td>"
 
 
 def _style(name: str) -> str:
     return f' class="{name}"' if name else ""
 
 
-def frame(title: str, body: str, charts: Mapping[str, Any] | None = None, *, script: str = "", renderer: str = "svg") -> str:
-    """The whole page.  charts: Vega-Lite specifications by name; script: what draws them."""
+def frame(
+    title: str, body: str, charts: Mapping[str, Any] | None = None, *, script: str = "", renderer: str = "svg", wide: bool = False
+) -> str:
+    """The whole page.  charts: Vega-Lite specifications by name; script: what draws them.  wide: for tables of many columns."""
     here = files("normfold.report")
     style, code = (here.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     data = ""
@@ -79,5 +85,5 @@ def frame(title: str, body: str, charts: Mapping[str, Any] | None = None, *, scr
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<link rel="icon" href="data:,"><title>{escaped(title)}</title><style>{style}</style></head>\n'
-        f"<body>{body}\n{data}\n<script>{code}</script></body></html>\n"
+        f"<body{_style('wide' if wide else '')}>{body}\n{data}\n<script>{code}</script></body></html>\n"
     )
