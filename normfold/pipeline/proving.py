@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +107,8 @@ def _artefact(route: Route, outcome: Outcome, path: Path, feed: Feed) -> list[Co
     from normfold.verify import judge
 
     stored = route.stored(path)
-    return judge(route.graph, None, route.original(), route.result(path), [feed], stored=stored).comparisons
+    peer = partial(route.peer, path)
+    return judge(route.graph, None, route.original(), route.result(path), [feed], stored=stored, peer=peer).comparisons
 
 
 def _judged(
@@ -124,7 +126,7 @@ def _judged(
             _load_check(path)
         judgement = judge(
             route.graph, outcome.graph, route.original(), route.result(path), inputs,
-            stored=route.stored(path), proof=proof, budget=options.proof_seconds, stop=True,
+            stored=route.stored(path), proof=proof, budget=options.proof_seconds, stop=True, peer=partial(route.peer, path),
         )  # fmt: skip
         if judgement.verdict == "different":
             label = judgement.failed[0].family

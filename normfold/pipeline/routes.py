@@ -34,6 +34,10 @@ class Route(Protocol):
         """The model as it came, in its runtime."""
         ...
 
+    def peer(self, path: Path) -> Runner | None:
+        """The model as it came, in the runtime of a written result; None where that is its own, or cannot run it."""
+        ...
+
     def finish(self, graph: Graph) -> None:
         """Take the rewritten view; what is written from now on says the same."""
         ...
@@ -83,6 +87,9 @@ class OnnxRoute:
 
         return OnnxRunner(self._source())
 
+    def peer(self, path: Path) -> Runner | None:
+        return None
+
     def finish(self, graph: Graph) -> None:
         from normfold.capture.onnx_write import to_model
 
@@ -131,6 +138,8 @@ class TorchRoute:
         self.loaded = loaded
         self.graph = from_aten(program, record)
         self.program: Any = None
+        self._peer: Runner | None = None
+        self._peerless = False  # it was tried in vain
         self._onnx: Any = None  # the rewritten program as ONNX: exported once, checked, timed and written from there
 
     def examples(self) -> list[dict[str, Array]]:
@@ -145,6 +154,18 @@ class TorchRoute:
         from normfold.verify import TorchRunner
 
         return TorchRunner(self.before)
+
+    def peer(self, path: Path) -> Runner | None:
+        from normfold.export.to_onnx import proto_bytes
+        from normfold.export.to_torch import to_onnx_model
+        from normfold.verify import OnnxRunner
+
+        if path.suffix == ".onnx" and self._peer is None and not self._peerless:
+            try:
+                self._peer = OnnxRunner(proto_bytes(to_onnx_model(self.before, opset=self.options.opset)))
+            except NormfoldError:
+                self._peerless = True
+        return self._peer if path.suffix == ".onnx" else None
 
     def finish(self, graph: Graph) -> None:
         from normfold.capture.aten_write import to_program

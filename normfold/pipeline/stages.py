@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ def _simplified(result: Result, path: Path, folder: Path, options: Options) -> b
             inputs = inputs_of(route)
             judged = judge(
                 route.graph, None, route.original(), route.result(target), inputs,
-                stored=route.stored(target), budget=options.proof_seconds / 4, stop=True,
+                stored=route.stored(target), budget=options.proof_seconds / 4, stop=True, peer=partial(route.peer, target),
             )  # fmt: skip
         except NormfoldError as error:
             record.warn(f"the onnxsim step was left out: {error}")

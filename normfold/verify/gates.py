@@ -10,7 +10,7 @@ channel of few elements meets its largest error by luck, so it is also granted w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -36,13 +36,15 @@ class Yardstick:
     """What results are judged by on one feed.
 
     reference, noise: float64 evaluations of the original, and of the original with perturbed parameters, outputs by name.
-    unit: half an ulp of the stored type, relative.  family: how comparisons name the feed.
+    unit: half an ulp of the stored type, relative.  family: how comparisons name the feed.  full: full scale of the outputs that
+    have one (full_scale.py).
     """
 
     reference: Mapping[str, Array]
     noise: Sequence[Mapping[str, Array]] = ()
     unit: float = 2.0**-24
     family: str = ""
+    full: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def draws(self, name: str) -> list[Array]:
         """The perturbed evaluations of one output."""
@@ -99,8 +101,9 @@ def _largest_finite(array: Array) -> float:
 def sanity(by: Yardstick, original: Mapping[str, Array]) -> list[Comparison]:
     """Gate "reference": the original's runtime must compute what the float64 evaluation computes.
 
-    Granted are 512 times the noise, or half the digits: sqrt(u) RMS.  Where that fails the reference cannot judge: the evaluator
-    and the runtime read an op differently, or the noise is too large.  It is no failure of the result.
+    Granted are 512 times the noise, or half the digits: sqrt(u) RMS, or sqrt(u) of the output's full scale.  Where that fails the
+    reference cannot judge: the evaluator and the runtime read an op differently, or the noise is too large.  It is no failure of
+    the result.
     """
     comparisons: list[Comparison] = []
     for name, array in original.items():
@@ -109,7 +112,7 @@ def sanity(by: Yardstick, original: Mapping[str, Array]) -> list[Comparison]:
             comparisons.append(
                 judge_output(
                     "reference", name, ref, None, array, by.draws(name),
-                    unit=by.unit, family=by.family, factor=SANE, whole=True,
+                    unit=by.unit, family=by.family, factor=SANE, whole=True, full=by.full.get(name, 0.0),
                 )
             )  # fmt: skip
         elif array.shape != ref.shape:
@@ -129,11 +132,12 @@ def judge_output(
     family: str = "",
     factor: float = FACTOR,
     whole: bool = False,
+    full: float = 0.0,
 ) -> Comparison:
     """One output: `result` against `reference`, by the errors of `original` (None: not run) and of `noise`.
 
-    whole: the tensor as one channel.  Shapes, types and the pattern of NaN and Inf must be the original's; integers are equal,
-    except where the original's own rounding already changes them.
+    whole: the tensor as one channel.  full: the output's full scale, 0 without one.  Shapes, types and the pattern of NaN and Inf
+    must be the original's; integers are equal, except where the original's own rounding already changes them.
     """
     like = reference if original is None else original
     if result.shape != like.shape:
@@ -156,7 +160,7 @@ def judge_output(
     # results below the smallest normal number have fewer digits
     floor = max(2 * unit * _rms(reference[usable]), _SUBNORMAL.get(result.dtype, 0.0))
     if gate == "reference":
-        floor = max(floor, np.sqrt(unit) * _rms(reference[usable]) / factor)
+        floor = max(floor, np.sqrt(unit) * max(_rms(reference[usable]), full) / factor)
     worst = Comparison(gate, name, family, 0.0, factor * floor, True)
     ratio = -1.0
     for keep in [()] if whole else _channelings(error.shape):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from normfold.errors import CannotTell, UsageError
@@ -66,6 +66,7 @@ def judge(
     seed: int = 0,
     stop: bool = False,
     tell: Tell | None = None,
+    peer: Callable[[], Runner | None] | None = None,
 ) -> Judgement:
     """Judge a rewritten model.
 
@@ -75,6 +76,9 @@ def judge(
     feeds: what to compare on, the most telling first (`inputs.feeds`); the first is always judged, the others while the time that
     the first took fits into what is left of `budget` seconds.  draws: perturbed evaluations of the original per feed.
     stop: nothing further after a certificate or a feed that failed.  tell: called before each feed with its label and number.
+    peer: makes the original in the runtime of the result, where that is another one; asked where G3 fails.  What the original
+    loses there is that runtime's own (a sigmoid that ends at zero, say) and granted; where that is more than the gate "reference"
+    allows, the runtimes tell nothing on that feed.
 
     A difference is a failed comparison, never an exception.  A feed that the original itself cannot run (sizes that it does not
     allow) is left out with the reason.  Ops without float64 evaluation are stepped over (`blind`) and noted; where even that
@@ -89,7 +93,7 @@ def judge(
     if stored is None and after is not None:
         stored = after.clone()
         stored.round_constants()
-    one = _One(proof, original, result, stored)
+    one = _One(proof, original, result, stored, peer)
     longest = 0.0
     doubts: list[list[Comparison]] = []
     for place, feed in enumerate(feeds):
@@ -161,6 +165,7 @@ class _One:
     original: Runner | None
     result: Runner | None
     stored: Graph | None
+    peer: Callable[[], Runner | None] | None = None
     notes: list[str] = field(default_factory=list[str])
     blind: str = ""
 
@@ -193,7 +198,26 @@ class _One:
         items = judged(evidence.by)
         if any(gates.doubtful(item) for item in items) and all(item.passed or gates.doubtful(item) for item in items):
             items = judged(self.proof.with_more_noise(feed, evidence))
+        if any(item.gate == "G3" and not item.passed and item.error < float("inf") for item in items):
+            items = self._beside_peer(feed, evidence, items, first or {}, second)
         return found + items
+
+    def _beside_peer(
+        self, feed: Feed, evidence: Evidence, items: list[Comparison], first: dict[str, Array], second: dict[str, Array]
+    ) -> list[Comparison]:
+        """`items` with G3 judged anew, by the original in the result's runtime; as they are where there is no such thing."""
+        try:
+            peer = self.peer() if self.peer is not None else None
+            lost = {} if peer is None else self._named(peer.run(feed.arrays), peer.outputs)
+        except CannotTell:
+            return items
+        known = {name: array for name, array in first.items() if name not in evidence.hidden and name in lost}
+        if not known or len(known) < len(first):
+            return items
+        others = [item for item in items if item.gate != "G3"]
+        by = evidence.by
+        unsure = [item for item in gates.sanity(by, {name: lost[name] for name in known}) if not item.passed]
+        return others + (unsure or gates.runtime(replace(by, noise=[*by.noise, lost]), known, second))
 
     def _original(self, feed: Feed) -> dict[str, Array] | None:
         if self.original is None:

@@ -6,7 +6,7 @@ One `Proof` serves all artefacts of a run: a view that is written in two formats
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +18,7 @@ from normfold.record import Comparison
 from normfold.verify.blind import behind, made_up
 from normfold.verify.certificate import certify
 from normfold.verify.evaluate import Constants, run
+from normfold.verify.full_scale import full_scales
 from normfold.verify.gates import Yardstick
 from normfold.verify.inputs import Feed
 from normfold.verify.noise import perturbed, perturbed_feed, unit, unit_of
@@ -63,6 +64,7 @@ class Proof:
 
     def __post_init__(self) -> None:
         self.unit = unit(self.before) if self.grain is None else unit_of(self.grain)
+        self.full = full_scales(self.before)
 
     def on(self, feed: Feed, *, algebra: bool = True) -> Evidence:
         """The evidence of one feed, worked out when it is first asked for.  algebra: also G1.
@@ -101,7 +103,7 @@ class Proof:
                 run(self.before, feed.arrays, constants=self.drawn(draw), given=given)
                 for draw in range(self.seed, self.seed + self.draws)
             ]
-            return Yardstick(reference, noise, self.unit, feed.label)
+            return Yardstick(reference, noise, self.unit, feed.label, self.full)
 
         hidden = frozenset(behind(self.before, given)) if given else frozenset[str]()
         return Evidence(found, given, hidden, measure)
@@ -117,7 +119,7 @@ class Proof:
             for draw in range(first, first + MORE)
         ]
         by = evidence.by
-        return Yardstick(by.reference, [*by.noise, *more], by.unit, by.family)
+        return replace(by, noise=[*by.noise, *more])
 
     def drawn(self, seed: int) -> Constants:
         """The original's constants, perturbed; drawn once for all feeds."""
