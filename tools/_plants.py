@@ -166,7 +166,7 @@ CONSTANTS: dict[str, Callable[[_Place], Floats | None]] = {
     "bias off by 1 %": _of_biases(lambda place: place.new * 1.01),
     "bias in the wrong order": _of_biases(lambda place: np.roll(place.new, 1)),
     "missing border map": lambda place: np.zeros_like(place.new) if _is_border(place) else None,
-    "border map turned": lambda place: place.new[..., ::-1].copy() if _is_border(place) and place.new.ndim > 1 else None,
+    "border map turned": lambda place: np.flip(place.new, tuple(range(2, place.new.ndim))) if _is_border(place) else None,
 }
 
 

@@ -99,19 +99,19 @@ def _plan(asked: dict[str, Any]) -> Any:
 
 
 @contextmanager
-def _progress(state: State) -> Generator[Callable[[str, int], None] | None]:
+def _progress(state: State) -> Generator[Callable[[str, int, int], None] | None]:
     """A line on stderr that says what is being compared; nothing where that is no terminal."""
     if state.verbosity < 0 or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}"), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("loading", total=None)
 
-        def tell(label: str, done: int) -> None:
-            progress.update(task, description=f"comparing on {label} inputs", completed=done)
+        def tell(label: str, done: int, count: int) -> None:
+            progress.update(task, description=f"comparing on {label} inputs", completed=done, total=count)
 
         yield tell

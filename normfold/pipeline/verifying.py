@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -117,7 +118,7 @@ def verify(a: Any, b: Any, plan: Plan | None = None, *, calls: Sequence[Call] = 
     made = _manifest(first.loaded, second.loaded)
     compared = compare(
         _party(first, plan), _party(second, plan), inputs, named=bool(made), draws=DRAWS[plan.level], seed=plan.seed,
-        budget=plan.seconds or float("inf"), tell=tell,
+        budget=plan.seconds or float("inf"), tell=tell, peer=partial(first.peer, Path(f"b{second.default}")),
     )  # fmt: skip
     return Verification(
         _side(first.loaded, record.source),

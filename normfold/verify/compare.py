@@ -6,7 +6,7 @@ original's own rounding noise is not seen (epsilon times 1.1 in one layer of a R
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -82,11 +82,12 @@ def compare(
     seed: int = 0,
     budget: float = float("inf"),
     tell: Tell | None = None,
+    peer: Callable[[], Runner | None] | None = None,
 ) -> Compared:
     """Judge `b` by `a`.
 
     named: values of the same name are promised to be the same (a manifest of normfold's says so), and are judged like outputs;
-    otherwise they only say where a difference begins.  draws, seed, budget, tell: as for `judge`.
+    otherwise they only say where a difference begins.  draws, seed, budget, tell, peer: as for `judge`.
 
     An op without float64 evaluation or a model without runtime makes the verdict "cannot tell", unless something else differs.
     """
@@ -102,7 +103,7 @@ def compare(
         try:
             judgement = judge(
                 a.graph, None, *runners, feeds,
-                stored=b.graph, proof=proof, budget=budget, draws=draws, seed=seed, tell=tell,
+                stored=b.graph, proof=proof, budget=budget, draws=draws, seed=seed, tell=tell, peer=peer,
             )  # fmt: skip
         except CannotTell as error:
             judgement.blind = str(error)

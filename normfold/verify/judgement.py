@@ -18,7 +18,7 @@ from normfold.verify.proof import DRAWS, Evidence, Proof
 from normfold.verify.runtimes import Runner, in_order
 
 Verdict = Literal["same", "different", "cannot tell"]
-Tell = Callable[[str, int], None]
+Tell = Callable[[str, int, int], None]
 BUDGET = 60.0
 
 
@@ -75,7 +75,8 @@ def judge(
     one that is `after` rounded.  proof: what is known of `before` and `after` from judging another artefact of theirs.
     feeds: what to compare on, the most telling first (`inputs.feeds`); the first is always judged, the others while the time that
     the first took fits into what is left of `budget` seconds.  draws: perturbed evaluations of the original per feed.
-    stop: nothing further after a certificate or a feed that failed.  tell: called before each feed with its label and number.
+    stop: nothing further after a certificate or a feed that failed.  tell: called before each feed with its label, its
+    place and their number.
     peer: makes the original in the runtime of the result, where that is another one; asked where G3 fails.  What the original
     loses there is that runtime's own (a sigmoid that ends at zero, say) and granted; where that is more than the gate "reference"
     allows, the runtimes tell nothing on that feed.
@@ -102,7 +103,7 @@ def judge(
             verdict.left_out[feed.label] = f"the budget of {budget:g} s was spent"
             continue
         if tell is not None:
-            tell(feed.label, place)
+            tell(feed.label, place, len(feeds))
         try:
             found = one.judge(feed, algebra=place < 2, stop=stop)
         except _NotRun as reason:

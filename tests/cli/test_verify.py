@@ -171,7 +171,7 @@ def test_progress_goes_to_stderr_of_a_terminal_only(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(verify.sys.stderr, "isatty", lambda: True, raising=False)
     with verify._progress(State()) as tell:
         assert tell is not None
-        tell("normal", 0)
+        tell("normal", 0, 8)
     with verify._progress(State(verbosity=-1)) as tell:
         seen.append(tell is None)
     assert seen == [True, True]
