@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import onnx
 import onnx_ir as ir
 
 from normfold.capture import onnx_check, onnx_shapes
+from normfold.capture.onnx_bodies import norms_inside, read_bodies
 from normfold.capture.onnx_fallback import fallback_for
 from normfold.capture.onnx_infer import infer_node, normalise
 from normfold.capture.onnx_modules import module_path, parameter_name
 from normfold.capture.onnx_read import read_model
 from normfold.capture.onnx_shapes import Typed, numpy_type
 from normfold.graph import Constant, Graph, Node, Value
+from normfold.ops.bodies import runner
 from normfold.record import Record
 
 CAPTURED = "normfold"
@@ -32,12 +34,14 @@ class CapturedNode:
     """What write-back compares with: the node as the view last knew it to stand in the model.
 
     slots: how many inputs the view showed; inputs beyond them are the model's own.  captures: what its sub-graphs read.
+    bodies: the views of its sub-graphs.
     """
 
     kind: str
     attrs: dict[str, Any]
     slots: int
     captures: tuple[ir.Value, ...] = ()
+    bodies: dict[str, Graph] = field(default_factory=dict[str, Graph])
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,15 @@ class _Builder:
         normalise(node, self.opset, self.graph)
         node.fallback = fallback_for(node, origin, self.opset, captured)
         node.module = module_path(origin, node)
-        origin.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs), tuple(captured))
+        node.bodies = read_bodies(node, origin, captured, self.graph, self.model)
+        if node.bodies:
+            node.fallback = runner(node)
+        elif count := norms_inside(origin):
+            self.record.warn(
+                f"{count} norms inside {onnx_check.show(origin.name or origin.op_type)} ({origin.op_type}) are left as they are: "
+                "what it holds could not be looked at as a graph of its own"
+            )
+        origin.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs), tuple(captured), node.bodies)
         return node
 
     def _absent(self, origin: ir.Node, value: ir.Value) -> Value:

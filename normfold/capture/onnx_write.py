@@ -9,6 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfold.capture.onnx import CAPTURED, OUTPUTS, CapturedNode, CapturedOutput
+from normfold.capture.onnx_bodies import write_body
 from normfold.capture.onnx_check import all_nodes, subgraphs
 from normfold.capture.onnx_make import contradicts, equal, initializer, ir_shape, tensor
 from normfold.capture.onnx_shapes import onnx_type
@@ -108,9 +109,14 @@ class _Writer:
             self._output(value, held)
         if node.name:
             origin.name = node.name
-        self._rewire_captures(node, origin, captured)
-        captures = tuple(self.value(value) for value in node.captures)
-        origin.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs), captures)
+        outer = {value.name: self.value(value) for value in node.captures}
+        if any(captured.bodies.get(name) is not view for name, view in node.bodies.items()):
+            for name, view in node.bodies.items():
+                origin.attributes[name] = write_body(view, name, outer)
+        else:
+            self._rewire_captures(node, origin, captured)
+        captures = tuple(outer.values())
+        origin.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs), captures, node.bodies)
         return origin
 
     def _rewire(self, node: Node, origin: ir.Node, captured: CapturedNode) -> None:

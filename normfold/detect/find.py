@@ -9,7 +9,7 @@ from normfold.graph import Array, Graph, Node, NormSpec, Value
 
 
 def find_norms(graph: Graph) -> list[NormSpec]:
-    """Every normalization layer, in graph order."""
+    """Every normalization layer, in graph order; those in bodies of loops and branches where the node stands that holds them."""
     specs: list[NormSpec] = []
     for node in graph.nodes:
         reader = _READERS.get(node.kind)
@@ -17,6 +17,8 @@ def find_norms(graph: Graph) -> list[NormSpec]:
             spec = reader(node, node.inputs[0])
             spec.health = health_of(spec)
             specs.append(spec)
+        for body in node.bodies.values():
+            specs += find_norms(body)
     return specs
 
 

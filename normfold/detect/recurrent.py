@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
+from normfold.detect.find import find_norms
 from normfold.graph import Graph, Node, NormSpec, Value
 from normfold.record import Recurrence
 
@@ -38,7 +39,19 @@ def recurrences(graph: Graph, specs: Iterable[NormSpec]) -> dict[Node, Recurrenc
     specs = list(specs)
     inside, borders = _inside(graph, specs)
     beside = {spec.node: place for spec in specs if (place := _beside(spec, borders)) is not None}
-    return beside | inside
+    return beside | inside | _in_bodies(graph)
+
+
+def _in_bodies(graph: Graph) -> dict[Node, Recurrence]:
+    """Of a Loop or Scan; what stands in a branch of an If stands where the If does."""
+    found: dict[Node, Recurrence] = {}
+    for node in graph.nodes:
+        for body in node.bodies.values():
+            if node.kind in ("Loop", "Scan"):
+                found |= {spec.node: Recurrence("body", statistics=_statistics(spec, 2)) for spec in find_norms(body)}
+            else:
+                found |= recurrences(body, find_norms(body))
+    return found
 
 
 # ---- beside a recurrent layer ----------------------------------------------------------------------------------------------

@@ -230,7 +230,9 @@ class Graph:
             captures = tuple(copies_of(node.captures))
             outputs = copies_of(node.outputs)
             attrs = dict(node.attrs)
-            twin.append(Node(node.kind, inputs, outputs, attrs, node.name, node.module, captures, node.fallback, node.origin))
+            made = Node(node.kind, inputs, outputs, attrs, node.name, node.module, captures, node.fallback, node.origin)
+            made.bodies = node.bodies
+            twin.append(made)
         twin.outputs = copies_of(self.outputs)
         twin.pinned = set(copies_of(self.pinned))
         return twin

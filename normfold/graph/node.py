@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from normfold.graph.values import Array, Value
+
+if TYPE_CHECKING:
+    from normfold.graph.graph import Graph
 
 
 @dataclass(eq=False)
@@ -25,6 +28,7 @@ class Node:
     module: the user's module path ("layer1.0.bn1"), "" when unknown.
     fallback: evaluates the node with the source framework's own arithmetic; used where normfold.ops has no evaluation.
     origin: the adapter's handle; None for nodes that a rewrite made.
+    bodies: views of the sub-graphs by attribute name, where the adapter could view them all; exchanged, never edited in place.
     """
 
     kind: str
@@ -36,6 +40,7 @@ class Node:
     captures: tuple[Value, ...] = ()
     fallback: Callable[[list[Array | None]], list[Array]] | None = None
     origin: Any = None
+    bodies: dict[str, Graph] = field(default_factory=dict[str, "Graph"])
 
     def input(self, slot: int) -> Value | None:
         """The input at `slot`, None when it is absent or beyond the end."""

@@ -102,8 +102,9 @@ def _finding(spec: NormSpec, fate: Fate | None, graph: Graph, *, switched_off: b
         return finding
     pinned = any(value in graph.pinned for value in spec.node.inputs if value is not None)
     finding.refusal = explain_unwired(spec, pinned)
+    in_body = not any(node is spec.node for node in graph.nodes)
     affine = spec.kind == "batch" and not spec.training and spec.mean is not None
-    if switched_off and affine:
+    if (switched_off or in_body) and affine:
         finding.refusal = REFUSALS["skipped"]
     return finding
 

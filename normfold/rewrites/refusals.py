@@ -82,6 +82,11 @@ REFUSALS: dict[str, Refusal] = dict(
             "bake them into constants before exporting",
         ),
         _refusal(
+            "ambiguous-body",
+            "it stands in a body (If, Loop or Scan) of which another body uses the same names",
+            "give every value of the model a name of its own, as ONNX asks for",
+        ),
+        _refusal(
             "skipped",
             "the rewrite that could fold it was switched off with --only or --skip",
             "drop the option",

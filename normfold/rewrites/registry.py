@@ -13,6 +13,7 @@ from normfold.rewrites import (
     constant_channels,
     dead_shift,
     empty_channels,
+    loop_bodies,
     mirrored_slope,
     norm_affine,
     pad_into_conv,
@@ -33,6 +34,7 @@ def rewrites() -> tuple[Rewrite, ...]:
     """
     foreign = tuple(entry.load() for entry in entry_points(group="normfold.rewrites"))
     modules = (
+        loop_bodies,
         collapse_recurrent,
         tracked_instance_norm,
         table_norm,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from build import Builder
-from normfold.graph import Node, Value
+from normfold.graph import Graph, Node, Value
 from normfold.pipeline import Options
 from normfold.pipeline.rewriting import rewrite
 from normfold.record import Refusal
@@ -200,6 +200,16 @@ def _resize_extrapolation(b: Builder) -> None:
     b.output(b.conv(b.op("Resize", y, shape=("N", 4, 12, 12), **attrs), 3))
 
 
+def _ambiguous_body(b: Builder) -> None:
+    def body() -> Graph:
+        inner = Builder()
+        return inner.output(inner.bn(inner.input("inner", (2, 4)), name="bn"))
+
+    y = b.op("If", b.input("condition", ()), shape=(2, 4))
+    y.producer.bodies = {"then_branch": body(), "else_branch": body()}
+    b.output(y)
+
+
 CASES: dict[str, tuple[Callable[[Builder], None], str]] = {
     "asked-to-keep": (_asked_to_keep, "norms"),
     "captured": (_captured, "norms"),
@@ -213,6 +223,7 @@ CASES: dict[str, tuple[Callable[[Builder], None], str]] = {
     "non-finite": (_non_finite, "norms"),
     "overridable": (_overridable, "norms"),
     "computed-parameters": (_computed_parameters, "norms"),
+    "ambiguous-body": (_ambiguous_body, "norms"),
     "skipped": (_asked_to_keep, "norms"),
     "unknown-shape": (_unknown_shape, "norms"),
     "sign": (_sign, "norms"),
