@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from normfold.capture.program_refusals import cloned
 from normfold.errors import UsageError
 from normfold.graph import Array
 from normfold.load.calls import module_calls
@@ -40,9 +41,9 @@ class Data:
         return len(self.calls) > 1
 
     def take(self, index: Sequence[int]) -> list[Call]:
-        """The samples with these numbers: one call, or several where calls are batches."""
+        """The samples with these numbers, copied: one call, or several where calls are batches."""
         if self.whole:
-            return [self.calls[number] for number in index]
+            return [cloned(self.calls[number]) for number in index]  # a network may write into its input
         places = torch.as_tensor(list(index), dtype=torch.long)
         return [pytree.tree_map(lambda leaf: leaf[places] if isinstance(leaf, Tensor) else leaf, self.calls[0])]
 

@@ -128,7 +128,12 @@ def swap(
             record.note(f"went on where {keep.path} had stopped: stage {stages[place.stage].name!r}, step {place.step}")
         place = place or Place()
         order = Order(fitted, options.batch, options.seed)
-        result.losses = distil(teacher, student, names, order, scales, stages, place=place, progress=progress, save=keep.save)
+        try:
+            result.losses = distil(teacher, student, names, order, scales, stages, place=place, progress=progress, save=keep.save)
+        except KeyboardInterrupt:
+            if keep.path is not None:
+                record.warn(f"{keep.path} holds what was reached: the same command goes on with it")
+            raise
         keep.write(place, finished=True)
         for name in (name for name, (first, last) in result.losses.items() if not last < first):
             record.note(f"the distillation of stage {name!r} made its own loss no smaller and was undone")

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from normfold.errors import UsageError
+from normfold.swap.common import samples
 from normfold.swap.data import Data, Order, read_held
+from swapping import conv_net, images, live
 
 
 class Two(nn.Module):
@@ -39,6 +41,20 @@ def test_several_calls_are_batches_as_they_are() -> None:
     assert [len(args[0]) for args, _ in data.batches(64)] == [3, 1, 4]
     order = Order(data, 64, seed=0)
     assert sorted(len(order.batch(step)[0][0]) for step in range(3)) == [1, 3, 4]
+
+
+def test_a_network_that_writes_into_its_input_does_not_change_the_data() -> None:
+    for data in (numbered(4), Data([((torch.zeros(2, 1),), {}), ((torch.ones(2, 1),), {})])):
+        before = data.hashes()
+        for args, _ in data.batches(4):
+            args[0].add_(1.0)
+        assert data.hashes() == before
+
+
+def test_the_call_that_was_made_for_the_export_is_no_sample() -> None:
+    loaded = live(conv_net(), images(1), dynamic=["image=Nx2x6x6"])
+    assert [len(args[0]) for args, _ in loaded.calls] == [2, 1]
+    assert samples(loaded).samples == 1
 
 
 def test_every_epoch_holds_every_sample_once_in_an_order_of_its_own() -> None:

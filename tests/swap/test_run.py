@@ -186,14 +186,17 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path: Path) -> None:
         if (stage.name, done) == ("whole", 11):
             raise KeyboardInterrupt
 
+    record = Record()
+
     def again(**more: Any) -> Outcome:
-        folder, record = tmp_path / "cut", Record()
+        folder = tmp_path / "cut"
         loaded = load(saved(folder), data=folder / "rows.npz", dynamic=["rows=Nx4x3"], record=record)
         asked = options(outputs=(folder / "new.pt",), held=f"{folder}/held.npz")
         return swap(loaded, asked, record, origin=Origin("arch.py:build", folder), **more)
 
     with pytest.raises(KeyboardInterrupt):
         again(progress=stop)
+    assert record.warnings == [f"{tmp_path}/cut/new.pt.part holds what was reached: the same command goes on with it"]
     assert (tmp_path / "cut" / "new.pt.part").exists() and not (tmp_path / "cut" / "new.pt").exists()
     went_on = again()
     assert any(note.endswith("had stopped: stage 'whole', step 11") for note in went_on.swapped.record.notes)
