@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -81,6 +82,13 @@ def setting_of(asked: dict[str, Any]) -> Setting:
 @click.option("--against", metavar="OTHER", help="A baseline: profiled too, and timed interleaved with MODEL.")
 @loading_options
 @measuring_options
+@click.option(
+    "--runtime",
+    type=click.Choice(["onnxruntime", "torch", "torch-compile"]),
+    default="onnxruntime",
+    show_default=True,
+    help="What runs MODEL; torch measures module by module.",
+)
 @click.option("--every-level", is_flag=True, help="Profile the kernels at all levels of the runtime.")
 @click.option("--html", type=click.Path(path_type=Path), help="Write the report as one self-contained HTML file.")
 @output_options
@@ -93,7 +101,7 @@ def profile(source: str, against: str | None, state: State, json: bool, html: Pa
     from normfold.profile.budget import parse_budgets, percent_of
     from normfold.profile.percentiles import USUAL
 
-    setting, limits = setting_of(asked), parse_budgets(asked["budgets"])
+    setting, limits = _in_runtime(setting_of(asked), asked["runtime"]), parse_budgets(asked["budgets"])
     percents = {*USUAL, *(found for name in limits if (found := percent_of(name)) is not None)}
     report = _measure(source, against, {**asked, "against": against}, setting, limits, sorted(percents))
     if html is not None:
@@ -111,18 +119,27 @@ def profile(source: str, against: str | None, state: State, json: bool, html: Pa
     end(report)
 
 
+def _in_runtime(setting: Setting, runtime: str) -> Setting:
+    if runtime == "onnxruntime":
+        return setting
+    return replace(setting, runtime="torch", level="compile" if runtime == "torch-compile" else "eager")
+
+
 def _measure(
     source: str, against: str | None, asked: dict[str, Any], setting: Setting, limits: dict[str, float], percents: list[float]
 ) -> ProfileReport:
     from normfold.errors import UsageError
     from normfold.pipeline.profiling import check_setting, compare_models, measured_machine
     from normfold.pipeline.profiling import profile as measure
+    from normfold.pipeline.profiling_torch import profile_torch as measure_torch
     from normfold.profile.budget import judge
     from normfold.profile.result import ProfileReport
     from normfold.record import Record
 
     if "ratio" in limits and against is None:
         raise UsageError("a budget for the ratio needs a model to compare with: give --against")
+    if setting.runtime == "torch" and against is not None:
+        raise UsageError("--against compares on ONNX Runtime; leave --runtime out, or profile the two apart")
     check_setting(setting)
     records = [Record()] if against is None else [Record(), Record()]
     try:
@@ -130,7 +147,9 @@ def _measure(
         loaded = [load_model(path, record, _fitting(path, asked)) for path, record in zip(paths, records, strict=True)]
         machine = measured_machine(setting)
         models = [
-            measure(item, setting, record, machine=machine, percents=percents, every_level=asked["every_level"])
+            measure_torch(item, setting, record, machine=machine, percents=percents)
+            if setting.runtime == "torch"
+            else measure(item, setting, record, machine=machine, percents=percents, every_level=asked["every_level"])
             for item, record in zip(loaded, records, strict=True)
         ]
     except BaseException:

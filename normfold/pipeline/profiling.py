@@ -58,7 +58,7 @@ def measured_machine(setting: Setting) -> Machine:
 
 def check_setting(setting: Setting) -> None:
     """Raises UsageError for what does not fit together."""
-    if setting.level not in LEVELS:
+    if setting.runtime == "onnxruntime" and setting.level not in LEVELS:
         raise UsageError(f"the level is one of {', '.join(LEVELS)}; got {setting.level!r}")
     if setting.threads < 1:
         raise UsageError(f"at least one thread is needed; got {setting.threads}")
@@ -156,14 +156,17 @@ def _latency(deployed: Deployed, setting: Setting, percents: Sequence[float], fo
         **shared(setting, deployed.feeds, setting.level),
     }
     answer: dict[str, Any] = ask("latency", arguments, "measuring the latency")
-    times = np.load(out, allow_pickle=False)
-    listed = sorted({50.0, *percents})
+    return latency_of(np.load(out, allow_pickle=False), answer["warm_up"], answer["settled"], percents, setting.confidence)
+
+
+def latency_of(times: Array, warm_up: int, settled: bool, percents: Sequence[float], confidence: float) -> Latency:
+    """What single runs of so many seconds each say."""
     return Latency(
         runs=len(times),
-        warm_up=answer["warm_up"],
-        settled=answer["settled"],
+        warm_up=warm_up,
+        settled=settled,
         mean=float(times.mean()),
-        percentiles=[percentile(times, percent, setting.confidence) for percent in listed],
+        percentiles=[percentile(times, percent, confidence) for percent in sorted({50.0, *percents})],
         quantiles=[float(value) for value in np.quantile(times, np.linspace(0.0, 1.0, 101))],
     )
 

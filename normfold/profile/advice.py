@@ -35,6 +35,8 @@ def action(fate: Fate, holder: str, kind: str, latency: Finding | None, norms: F
         )
     if fate == "folded by the exporter":
         return "nothing to gain here: PyTorch's exporter folds it"
+    if fate == "not known":
+        return "what it costs inside the compiled model is not known"
     if fate == "not run":
         return "nothing to gain here: it does not run"
     if latency is not None and latency.outcome == "deleted":

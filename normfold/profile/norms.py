@@ -91,3 +91,38 @@ def sentence(rows: Sequence[NormCost], off: Level, now: Level, *, runtime: str =
 
 def _percent(share: float) -> str:
     return "less than 0.1 %" if 0 < share < 0.001 else f"{100 * share:.1f} %"
+
+
+def module_costs(off: Level, now: Level, norms: Sequence[Finding]) -> list[NormCost]:
+    """The same of a torch model's modules.  off: eager; now: eager, or compiled, where no module is a kernel of its own.
+
+    norms: findings of `normfold optimize --objective norms`.
+    """
+    whole = now.seconds or 1.0
+    rows: list[NormCost] = []
+    for kernel in off.kernels:
+        if kernel.norm:
+            seen = next((item for item in norms if item.name == kernel.norm), None)
+            cost = kernel.seconds if now is off else 0.0
+            fate: Fate = "own kernel" if now is off else "not known"
+            kind = seen.kind if seen is not None else kernel.op
+            does = seen.outcome if seen is not None else "kept"
+            code = seen.refusal.code if seen is not None and seen.refusal is not None else ""
+            told = action(fate, "", kind, seen, seen, [])
+            rows.append(NormCost(kernel.norm, kind, kernel.seconds, cost, cost / whole, fate, does, code, told))
+    return sorted(rows, key=lambda row: -(row.off or 0.0))
+
+
+def module_sentence(rows: Sequence[NormCost], off: Level, now: Level, median: float) -> str:
+    """In plain words what folding the norms would gain in PyTorch."""
+    if not rows:
+        return "The model has no normalization layer."
+    eager = f"In eager mode {len(rows)} normalization layers take {_percent(off.norms)} of the time"
+    if now is not off:
+        faster = off.reconciled.wall / median if median else 0.0
+        return f"{eager}; torch.compile runs the whole {faster:.2f} times as fast, and what its norms cost there is not known."
+    gone = [row for row in rows if row.outcome == "deleted"]
+    gain = sum(row.now for row in gone) / (now.seconds or 1.0)
+    if not gone:
+        return f"{eager}. None of them can exactly go: their rows say what would help."
+    return f"{eager}. `normfold optimize` removes {len(gone)} of them, which gains at most {_percent(gain)}."

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from normfold.record import Timing
 
 Bound = Literal["compute", "memory", ""]
-Fate = Literal["own kernel", "folded by the runtime", "folded by the exporter", "not run"]
+Fate = Literal["own kernel", "folded by the runtime", "folded by the exporter", "not run", "not known"]
 Verdict = Literal["within", "over", "cannot tell"]
 
 
@@ -19,7 +19,8 @@ Verdict = Literal["within", "over", "cannot tell"]
 class Setting:
     """How a model is run.
 
-    level: of ONNX Runtime's optimiser, the deployed one.  spinning: whether its idle threads spin, as is its default.
+    runtime: "onnxruntime" or "torch".  level: of ONNX Runtime's optimiser, the deployed one; "eager" or "compile" with torch.
+    spinning: whether its idle threads spin, as is its default.
     affinity: the logical processors to stay on, () for all that are allowed.  seconds: about how long to measure one model.
     """
 
@@ -240,7 +241,8 @@ class NormCost:
 class ModelProfile:
     """Everything that was measured of one model.
 
-    levels: "disabled" and the deployed one, others when asked for.  noise: the model against itself, interleaved.
+    levels: the one with optimisation off first, the deployed one, others when asked for.
+    noise: the model against itself, interleaved.
     sentence: in plain words what folding the norms would gain here.
     """
 
@@ -266,7 +268,13 @@ class ModelProfile:
 
     @property
     def deployed(self) -> Level:
+        """The level of the setting."""
         return self.level(self.setting.level)
+
+    @property
+    def off(self) -> Level:
+        """With optimisation off."""
+        return self.levels[0]
 
     def level(self, name: str) -> Level:
         """The level of that name.  Raises KeyError when it was not measured."""

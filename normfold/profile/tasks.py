@@ -94,17 +94,22 @@ def latency(
     gc.collect()
     gc.disable()
     warm, settled = warm_up(lambda: session.run(None, arrays), seconds * _WARM)
+    np.save(out, np.asarray(single_runs(lambda: session.run(None, arrays), seconds, least)))
+    return {"warm_up": warm, "settled": settled}
+
+
+def single_runs(run: Callable[[], object], seconds: float, least: int) -> list[float]:
+    """Times of single runs for about `seconds`, up to four times as long where `least` runs need it."""
     times: list[float] = []
     began = now = time.perf_counter()
     while len(times) < RUNS:
         spent = now - began
         if spent >= seconds and (len(times) >= least or spent >= 4.0 * seconds):
             break
-        session.run(None, arrays)
+        run()
         then, now = now, time.perf_counter()
         times.append(now - then)
-    np.save(out, np.asarray(times))
-    return {"warm_up": warm, "settled": settled}
+    return times
 
 
 def warm_up(run: Callable[[], object], seconds: float, clock: Callable[[], float] = time.perf_counter) -> tuple[int, bool]:

@@ -83,7 +83,7 @@ def _cards(model: ModelProfile) -> str:
         ("load and first run", seconds_text(cold.loaded + cold.first), words.cold_sentence(model)),
         ("peak memory", "unknown" if cold.peak is None else bytes_text(cold.peak), "of a process that loads and runs it"),
         ("size", bytes_text(model.bytes), "with external data"),
-        ("normalization", words.percent(level.norms), f"{words.percent(model.level('disabled').norms)} with optimisation off"),
+        ("normalization", words.percent(level.norms), f"{words.percent(model.off.norms)} with optimisation off"),
         ("against itself", "too noisy" if model.noisy else "quiet", words.noise_sentence(model)),
     ]
     cards = "".join(

@@ -47,7 +47,7 @@ def headline(profile: ModelProfile) -> dict[str, Any]:
         "peak": profile.cold.peak,
         "norms": len(profile.norms),
         "norms_now": sum(row.fate == "own kernel" for row in profile.norms),
-        "share_off": profile.level("disabled").norms,
+        "share_off": profile.off.norms,
         "share_now": profile.deployed.norms,
         "slowest": profile.deployed.layers[0].name if profile.deployed.layers else "",
         "noisy": profile.noisy,

@@ -86,7 +86,7 @@ def comparison_rows(before: ModelProfile, after: ModelProfile) -> list[tuple[str
             "median": seconds_text(profile.latency.median),
             "kernels": f"{len(level.kernels):,}",
             "normalization": words.percent(level.norms),
-            "normalization, optimisation off": words.percent(profile.level("disabled").norms),
+            "normalization, optimisation off": words.percent(profile.off.norms),
             "norms that run": f"{sum(item.fate == 'own kernel' for item in profile.norms):,}",
             "critical path": seconds_text(level.parallel.critical),
             "size": bytes_text(profile.bytes),
@@ -194,7 +194,7 @@ def render_audit(reports: Mapping[str, ProfileReport], failed: Mapping[str, str]
             seconds_text(model.latency.median) + (" (noisy)" if model.noisy else ""),
             bytes_text(model.bytes),
             f"{len(model.norms)}",
-            words.percent(model.level("disabled").norms),
+            words.percent(model.off.norms),
             words.percent(model.deployed.norms),
         )
     _show(console, table)

@@ -23,7 +23,8 @@ def setting_sentence(setting: Setting, machine: Machine) -> str:
     """Threads, processors and what they do."""
     where = f"on processors {', '.join(map(str, machine.cores))}"
     idle = "" if setting.threads == 1 else (", spinning while idle" if setting.spinning else ", sleeping while idle")
-    return f"ONNX Runtime, level {setting.level}, {plural(setting.threads, 'thread')}{idle}, {where}"
+    runtime = {"onnxruntime": "ONNX Runtime", "torch": "PyTorch"}.get(setting.runtime, setting.runtime)
+    return f"{runtime}, level {setting.level}, {plural(setting.threads, 'thread')}{idle}, {where}"
 
 
 def machine_sentence(machine: Machine) -> str:
@@ -111,7 +112,7 @@ def parallel_sentence(level: Level) -> str:
     """The critical path and what several workers could reach."""
     total, found = level.seconds, level.parallel
     if not found.critical or not total:
-        return "nothing ran"
+        return "critical path: not known, for what each module reads is not"
     best = total / found.critical
     path = f"critical path {seconds_text(found.critical)} of {seconds_text(total)}"
     if best < 1.02:
