@@ -68,6 +68,11 @@ def to_onnx_model(ep: ExportedProgram, *, opset: int | None = None, optimize: bo
     opset: the exporter's own default when None.  optimize: the exporter's own optimiser, which folds Conv-BN.
     Raises InputRefused for a program that ONNX cannot hold: its .pt2 works.
     """
+    if any(_projects(node) for node in ep.graph.nodes):
+        raise InputRefused(
+            "this program cannot become ONNX: its LSTM has a projection (proj_size), which ONNX's LSTM has not, and "
+            "torch.onnx.export writes a model that does not run; write the .pt2 artefact, or use an LSTM without proj_size"
+        )
     options: dict[str, Any] = {} if opset is None else {"opset_version": opset}
     with quiet(*_CHATTY, warned=False, streams=True):
         try:
@@ -81,6 +86,15 @@ def to_onnx_model(ep: ExportedProgram, *, opset: int | None = None, optimize: bo
     _name_outputs(model, ep)
     _name_dims(model, dim_names(ep))
     return model
+
+
+def _projects(node: torch.fx.Node) -> bool:
+    """True for an LSTM with projections: each layer and direction has one weight more."""
+    if node.target is not torch.ops.aten.lstm.input:
+        return False
+    parameters, biased, layers, _, _, both = node.args[2:8]
+    assert isinstance(parameters, (list, tuple)) and isinstance(layers, int)
+    return len(parameters) > layers * (2 if both else 1) * (4 if biased else 2)
 
 
 def _reason(error: BaseException) -> str:
