@@ -125,7 +125,7 @@ def _place(found: Verification, console: Console) -> None:
         if compared.parted and found.verdict != "different":
             text += "; the outputs do not: those values may be stored with another scale or shift"
         _print(console, text, 2)
-    elif found.verdict == "different":
+    elif found.verdict == "different" and compared.judgement.ran:
         _print(console, "no value inside has the same name in both: where the difference begins cannot be told", 2)
 
 

@@ -200,7 +200,12 @@ def values(a: Graph, b: Graph, feed: Feed, proof: Proof) -> list[Comparison]:
 
 
 def _values(result: Compared, a: Party, b: Party, feed: Feed, proof: Proof, named: bool) -> None:
-    """Compare common values: where a difference begins, and with `named` whether there is one."""
+    """Compare common values: where a difference begins, and with `named` whether there is one.
+
+    An exporter that takes its names from torch gives some of them to other values: between the two formats they are a hint.
+    """
+    if a.kind != b.kind and result.verdict != "different":
+        return
     try:
         found = values(a.graph, b.graph, feed, proof)
     except (CannotTell, UsageError) as error:
