@@ -336,6 +336,18 @@ class Stacked(nn.Module):
         return self.second.head(two[0])
 
 
+class Projected(nn.Module):
+    """W x + b for all steps at once, before the loop."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.loop = Loop(BNLSTM(4 * hidden, hidden))
+        self.project = nn.Linear(inputs, 4 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loop(self.project(x) + 0.5)
+
+
 class Reads(Loop):
     """What c was at every step is read."""
 

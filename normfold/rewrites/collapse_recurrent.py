@@ -19,12 +19,15 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
+import numpy as np
+
 from normfold.algebra.cell_match import Cell, NotStandard, match
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
 from normfold.rewrites.recurrent_build import Built, Writer, as_state, first_place, fits_state, sequence, start
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.recurrent_compare import Constants, Differs
+from normfold.rewrites.recurrent_projection import before_projection
 from normfold.rewrites.recurrent_refusals import refusal
 from normfold.rewrites.recurrent_rules import RULES
 from normfold.rewrites.recurrent_sources import Source, sources
@@ -63,7 +66,7 @@ _Collapsed = tuple[Graph, Applied, list[str], list[str]]
 
 def _next(graph: Graph, refused: dict[str, NotStandard], tried: set[tuple[str, ...]], policy: Policy) -> _Collapsed | None:
     """The graph with one more loop collapsed; None when there is none left.  tried: loops, by the names of their states."""
-    constants = Constants()
+    constants = Constants(graph)
     for steps in _loops(graph):
         try:
             items = recurrences(steps, constants)
@@ -131,6 +134,8 @@ def _refuse(steps: Steps, item: Recurrence | None, failure: NotStandard, refused
 
 def _collapse(graph: Graph, item: Recurrence) -> _Collapsed:
     """Raises NotStandard where the loop is no cell, or somebody reads what the layer does not give."""
+    if any(leaf.dtype != np.float32 for leaf in item.leaves):
+        raise NotStandard("not-a-cell", f"it computes in {item.leaves[0].dtype}, which ONNX Runtime's recurrent layers do not")
     step = Step(graph, item.steps, item.leaves, item.reference, RULES)
     news = [step.of(value) for value in item.news]
     cell = match(step.atoms, {str(place): symbol.poly for place, symbol in enumerate(news)})
@@ -177,11 +182,13 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     """Put the layer in; returns the names of values that are gone.  Raises NotStandard."""
     steps, order = item.steps, [int(name) for name in cell.states]
     begins = item.start
-    if begins is not None and not all(fits_state(value, leaf) for value, leaf in zip(begins, item.leaves, strict=True)):
+    if begins is not None and not all(fits_state(graph, value, leaf) for value, leaf in zip(begins, item.leaves, strict=True)):
         begins = None
     zeros = item.start is None and starts_from_zero(item)
     peeled = begins is None and not zeros
     begins = [values[0] for values in item.states] if begins is None else begins
+    if len(steps.sources) == 1:
+        steps.sources[0], cell = before_projection(steps.sources[0], cell, graph)
     before = {value.name for value in graph.values()}
     anchors = [source.value for source in steps.sources] + ([] if zeros else begins)
     module = label if any(node.module == label or node.module.startswith(f"{label}.") for node in graph.nodes) else ""

@@ -93,23 +93,23 @@ def sequence(w: Writer, steps: Steps, source: Source, peeled: bool) -> Value:
     return value
 
 
-def is_zero(value: Value) -> bool:
+def is_zero(graph: Graph, value: Value) -> bool:
     """True for a tensor of zeros, made at run time or not."""
     if value.const is not None:
-        return not value.const.read().any()
+        return value not in graph.pinned and not value.const.read().any()
     node = value.producer
     if node is None:
         return False
     if node.kind == "ConstantOfShape":
         return not np.any(node.attrs.get("value", 0))
     if node.kind in ("Expand", "Unsqueeze", "Squeeze", "Reshape", "Identity") and node.inputs[0] is not None:
-        return is_zero(node.inputs[0])
+        return is_zero(graph, node.inputs[0])
     return node.kind in _ZEROS
 
 
-def fits_state(value: Value, like: Value) -> bool:
+def fits_state(graph: Graph, value: Value, like: Value) -> bool:
     """True when a state before the first step has the shape of the later ones (`like`), not one that is broadcast to it."""
-    if is_zero(value):
+    if is_zero(graph, value):
         return True
     if value.shape is None or like.shape is None or len(value.shape) != len(like.shape):
         return False
@@ -119,7 +119,7 @@ def fits_state(value: Value, like: Value) -> bool:
 def start(w: Writer, value: Value, like: Value) -> Value | None:
     """A state before the first step as [1, B, H]; None for zeros.  `like`: the state between steps."""
     found = layout(like.shape)
-    if is_zero(value) or found is None:
+    if is_zero(w.graph, value) or found is None:
         return None
     return _as_matrix(w, value, found[0], "start")
 

@@ -61,6 +61,8 @@ def sources(graph: Graph) -> list[Source]:
     found: dict[tuple[Value, int], Source] = {}
     bases = _Bases()
     for node in graph.nodes:
+        if any(value in graph.pinned for value in node.inputs[1:]):
+            continue
         for value, axis, place in _taken(node):
             x = node.inputs[0]
             assert x is not None

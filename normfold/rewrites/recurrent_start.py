@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from normfold.errors import CannotTell
-from normfold.graph import Array, Value, is_float
+from normfold.graph import Array, Graph, Value, is_float
 from normfold.ops import evaluate
 from normfold.rewrites.recurrent_build import is_zero
 from normfold.rewrites.recurrent_states import Recurrence
@@ -26,8 +26,8 @@ def starts_from_zero(item: Recurrence) -> bool:
         given = {value: drawn[number] for value, (number, _) in steps.element.items()}
         zeros = {leaf: np.zeros(_sizes(leaf)) for leaf in item.leaves}
         try:
-            wanted = _values(item.news, {**given, **zeros})
-            came = _values([values[0] for values in item.states], given)
+            wanted = _values(steps.graph, item.news, {**given, **zeros})
+            came = _values(steps.graph, [values[0] for values in item.states], given)
         except (CannotTell, ValueError, KeyError):
             return False
         for one, two in zip(wanted, came, strict=True):
@@ -40,7 +40,7 @@ def _sizes(value: Value) -> list[int]:
     return [size if isinstance(size, int) else BATCH for size in value.shape or ()]
 
 
-def _values(wanted: Sequence[Value], given: Mapping[Value, Array]) -> list[Array]:
+def _values(graph: Graph, wanted: Sequence[Value], given: Mapping[Value, Array]) -> list[Array]:
     """Evaluate in float64.  Raises CannotTell, KeyError where something is not given."""
     known: dict[Value, Array] = dict(given)
     stack = list(wanted)
@@ -49,10 +49,12 @@ def _values(wanted: Sequence[Value], given: Mapping[Value, Array]) -> list[Array
         if value in known:
             stack.pop()
             continue
+        if value in graph.pinned:
+            raise KeyError(value.name)
         if value.const is not None:
             known[value] = value.const.float64()
             continue
-        if is_zero(value):
+        if is_zero(graph, value):
             known[value] = np.zeros(_sizes(value))
             continue
         node = value.producer

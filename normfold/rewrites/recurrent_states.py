@@ -122,7 +122,7 @@ def _to_the_end(item: Recurrence, constants: Constants) -> None:
                 try:
                     trial.walk(root, twin)
                 except Differs as failure:
-                    item.differs = failure
+                    item.differs = item.differs if item.differs is not None and item.differs.parameters else failure
                     continue
                 expected = dict(zip(item.leaves, (values[step - 1] for values in item.states), strict=True))
                 if all(expected[leaf] is value for leaf, value in trial.met.items()):

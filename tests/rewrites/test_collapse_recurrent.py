@@ -17,6 +17,8 @@ from normfold.capture.aten_write import to_program
 from normfold.capture.program import export_module
 from normfold.capture.tidy import tidy
 from normfold.graph import Graph
+from normfold.pipeline import Options
+from normfold.pipeline.rewriting import rewrite
 from normfold.rewrites import collapse_recurrent
 from normfold.rewrites.recurrent_refusals import RECURRENT
 from normfold.rewrites.rewrite import Policy, Rewritten
@@ -130,6 +132,35 @@ def test_every_code_has_a_case() -> None:
     assert {code for _, code in BAD.values()} == set(RECURRENT)
     for refusal in RECURRENT.values():
         assert len(refusal.reason) > 20 and len(refusal.fix) > 10
+
+
+def test_projection_ahead() -> None:
+    """What was done to all x_t at once goes into the input weight; an input that is not a loop's alone stays."""
+    torch.manual_seed(1)
+    result = collapse(made(cells.Projected(INPUTS, H)), x())
+    (node,) = (node for node in result.graph.nodes if node.kind == "LSTM")
+    assert node.inputs[1] is not None and node.inputs[1].shape == (1, 4 * H, INPUTS)
+    assert [item.kind for item in result.graph.nodes if item.kind in ("Gemm", "MatMul", "Add")] == ["Gemm"]
+
+
+def test_double_precision_stays() -> None:
+    """ONNX Runtime has no LSTM of doubles."""
+    graph = from_aten(export_module(made(Loop(cells.BNLSTM(INPUTS, H))).double(), (x().double(),)))
+    tidy(graph)
+    result = collapse_recurrent.run(graph, Policy("norms"))
+    assert not result.applied
+    assert {fate.refusal.code for fate in result.fates if fate.refusal is not None} == {"not-a-cell"}
+
+
+def test_reasons_reach_the_findings() -> None:
+    """The norms that the affine step folds into the weights of the steps go; the one on c says why it stays."""
+    torch.manual_seed(1)
+    graph = from_aten(export_module(made(Loop(cells.NormOnCell(INPUTS, H))), (x(),)))
+    tidy(graph)
+    findings = rewrite(graph, Options(objective="norms")).findings
+    kept = {item.name: item.refusal.code for item in findings if item.refusal is not None}
+    assert kept == {"cell.bn_c": "cell-state-affine"}
+    assert {item.outcome for item in findings if item.name != "cell.bn_c"} == {"deleted"}
 
 
 def test_open_batch() -> None:
