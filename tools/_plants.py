@@ -58,7 +58,7 @@ FORMULAS: dict[str, Callable[..., tuple[Floats, Floats]]] = {
     "mean added": lambda g, b, m, v, e: _affine(g, b, -m, np.sqrt(v + e)),
     "missing beta": lambda g, b, m, v, e: _affine(g, 0 * b, m, np.sqrt(v + e)),
     "missing gamma": lambda g, b, m, v, e: _affine(0 * g + 1, b, m, np.sqrt(v + e)),
-    "|gamma|": lambda g, b, m, v, e: _affine(np.abs(g), b, m, np.sqrt(v + e)),
+    "gamma without sign": lambda g, b, m, v, e: _affine(np.abs(g), b, m, np.sqrt(v + e)),
     "gamma not on the mean": lambda g, b, m, v, e: (g / np.sqrt(v + e), b - m / np.sqrt(v + e)),
     "swapped channels": lambda g, b, m, v, e: tuple(map(_swapped, _affine(g, b, m, np.sqrt(v + e)))),  # type: ignore[return-value]
     "sign of one gamma": lambda g, b, m, v, e: _affine(_one_sign(g), b, m, np.sqrt(v + e)),
