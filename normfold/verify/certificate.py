@@ -8,7 +8,8 @@ mean nothing, and a difference within 8 times that movement is no difference.
 
 G1: the same node by node.  Every promised value is replaced by what it should be before the next node reads it, so that each
 rewritten node works on reference inputs and errors do not travel; its outputs must agree to 1e-12 of their componentwise
-magnitude (`magnitude`).  Nodes that stand as in the original, between values that do, are not looked at.
+magnitude (`magnitude`).  Nodes that stand as in the original, between values that do, are not looked at.  A failure is judged
+again like one of the certificate: branches that cancelled leave a merged weight smaller than what the original's sum lost.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def certify(
 
 @dataclass(frozen=True)
 class _Doubt:
-    """A failed promise, to be judged again: the place of its comparison; error, size and scale of each channel."""
+    """A failed comparison, to be judged again: its place, and error, size and scale of each channel."""
 
     place: int
     original: str
@@ -177,6 +178,15 @@ class _Judged:
             scale = np.where(promised, scale, 0.0)
             self.doubts.append(_Doubt(len(self.comparisons) - 1, gauge.original, keep, errors, sizes, scale, array.shape))
 
+    def doubt(self, held: Held, keep: tuple[int, ...], errors: Array, ratios: Array, shape: tuple[int, ...]) -> None:
+        """Let the last comparison be judged again, of which each channel has an error that is `ratios` of its size."""
+        with np.errstate(all="ignore"):
+            sizes = np.maximum(np.where(ratios > 0, errors / ratios, np.inf), _TINY)
+            scale = np.nan_to_num(np.abs(held.gauge.scale)).max(initial=0.0)
+        if np.isfinite(errors).all():
+            scales = np.full(errors.shape, scale)
+            self.doubts.append(_Doubt(len(self.comparisons) - 1, held.gauge.original, keep, errors, sizes, scales, shape))
+
     def reconsider(self, before: Graph, feeds: Mapping[str, Array], given: Given) -> None:
         """Judge failed promises again, by what an ulp of float64 does to the original's value."""
         if not self.doubts:
@@ -187,10 +197,10 @@ class _Judged:
             if noise is None or noise.shape != doubt.errors.shape:
                 continue
             with np.errstate(all="ignore"):
-                allowed = np.maximum(doubt.sizes, _FACTOR * noise * doubt.scales / CERTIFICATE)
+                old = self.comparisons[doubt.place]
+                allowed = np.maximum(doubt.sizes, _FACTOR * noise * doubt.scales / old.allowed)
                 ratios = doubt.errors / allowed
             worst = int(np.argmax(ratios))
-            old = self.comparisons[doubt.place]
             self.comparisons[doubt.place] = Comparison(
                 old.gate, old.subject, old.family, float(ratios[worst]), old.allowed,
                 bool(ratios[worst] <= old.allowed), named(doubt.shape, doubt.keep, worst),
@@ -243,7 +253,7 @@ class _Forced:
             if held is None or held.expected.shape != array.shape or not is_float(array.dtype) or not array.size:
                 continue
             expected = held.instead_of(array, held.expected)
-            self._compare(value, array, expected, np.maximum(size, held.instead_of(size, held.magnitude)))
+            self._compare(value, array, expected, np.maximum(size, held.instead_of(size, held.magnitude)), held)
             self.values.replace(value, expected)
             if value in self.sizes:
                 self.sizes[value] = held if held.open is None else held.instead_of(size, held.magnitude)
@@ -264,7 +274,7 @@ class _Forced:
         size = self.sizes[value]
         return size.magnitude if isinstance(size, Held) else size
 
-    def _compare(self, value: Value, array: Array, expected: Array, size: Array) -> None:
+    def _compare(self, value: Value, array: Array, expected: Array, size: Array, held: Held) -> None:
         keep = channel_axis(array.ndim)
         with np.errstate(all="ignore"):
             ratios = extent((array - expected) / np.maximum(size, _TINY), keep)
@@ -278,6 +288,10 @@ class _Forced:
                 ratios = largest(np.where(np.isfinite(expected), ratio, 0.0), keep)
         worst = int(np.argmax(ratios))
         self.judged.add("G1", value.name, float(ratios[worst]), ALGEBRA, named(array.shape, keep, worst))
+        if ratios[worst] > ALGEBRA:  # terms that the original adds up, and that one weight now holds, may have cancelled
+            with np.errstate(all="ignore"):
+                errors = extent(array - expected, keep)
+            self.judged.doubt(held, keep, errors, ratios, array.shape)
 
 
 def _absolute(array: Array) -> Array:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from build import Builder
-from normfold.graph import Array
+from normfold.graph import Array, Graph
 from normfold.ops.kernels import evaluate
+from normfold.verify import certificate, run
 from normfold.verify.evaluate import compute
 from normfold.verify.magnitude import magnitude
 
@@ -96,3 +97,32 @@ def test_a_mean_that_cancels_the_input_counts() -> None:
     _, y, size = sizes_of("BatchNormalization", [x, gamma, beta, mean, var], {"epsilon": 0.0})
     np.testing.assert_array_equal(y[0, :, 0], beta)
     np.testing.assert_allclose(size[0, :, 0], [2e6 / 2 + 3, 2e6 / 2 * 2 + 4])
+
+
+def branches(wrong: float = 1.0) -> tuple[Graph, Graph]:
+    """x W1 + x W2 with W2 close to -W1, and x (W1 + W2): what one weight holds is a rest of what the sum cancelled."""
+    rng = np.random.default_rng(0)
+    w1 = rng.standard_normal((64, 8)).astype(np.float32)
+    w2 = (-w1 * (1 + 1e-5 * rng.standard_normal(w1.shape))).astype(np.float32)
+    graphs: list[Graph] = []
+    for merged in (False, True):
+        b = Builder()
+        x = b.input("x", (3, 64))
+        if merged:
+            w = b.graph.derived(b.const(w1), (w1.astype(np.float64) + w2.astype(np.float64)) * wrong)
+            graphs.append(b.output(b.op("MatMul", x, w, shape=(3, 8), name="sum")))
+        else:
+            terms = [b.op("MatMul", x, b.const(w), shape=(3, 8)) for w in (w1, w2)]
+            graphs.append(b.output(b.op("Add", *terms, shape=(3, 8), name="sum")))
+    return graphs[0], graphs[1]
+
+
+def test_branches_that_cancel_are_merged_rightly_all_the_same() -> None:
+    """The original's own sum loses more than a rewritten weight may: what an ulp does to it is granted to G1 as well."""
+    feed = {"x": np.random.default_rng(1).standard_normal((3, 64))}
+    found = {item.gate: item for item in certificate(*branches(), feed)}
+    assert found["G1"].passed and found["certificate"].passed
+    before, after = branches()
+    exact = run(before, feed)["sum"] - run(after, feed)["sum"]
+    assert np.abs(exact).max() > 1e-12 * (np.abs(feed["x"]) @ np.abs(after.nodes[0].inputs[1].const.float64())).max()  # type: ignore[union-attr]
+    assert {item.gate for item in certificate(*branches(1 + 1e-9), feed) if not item.passed} == {"certificate", "G1"}
