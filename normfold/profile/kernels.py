@@ -22,6 +22,7 @@ from normfold.profile.result import Bound, Kernel, Layer, Level, Machine, Parall
 
 TASKS = "normfold.profile.tasks"
 _RESAMPLES = 1000
+_PLAUSIBLE = 10e-6  # no more than this is believed to be the profiler's, beyond what the chain shows
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,11 @@ def ask(task: str, arguments: dict[str, Any], subject: str, seconds: float = 900
 def _level(
     name: str, answer: dict[str, Any], found: dict[str, Array], mapped: dict[str, Mapped], machine: Machine, confidence: float
 ) -> Level:
-    shown = robust(found["seconds"])
-    calls = found["calls"].mean(axis=0)
-    every = np.maximum(shown - found["overhead"] * found["calls"], 0.0)
+    shown, calls = robust(found["seconds"]), found["calls"].mean(axis=0)
+    wall, run, executor, profiled = (float(robust(found[key]).mean()) for key in ("bare", "run", "executor", "wall"))
+    around, binding = max(run - executor, 0.0), max(profiled - run, 0.0)
+    overhead = fitted(shown.mean(axis=0), calls, float(found["overhead"]), wall - around - binding)
+    every = without(shown, overhead, found["calls"])
     seconds = every.mean(axis=0)
     items = [mapped.get(key) or Mapped(key, op) for key, op in zip(answer["names"], answer["ops"], strict=True)]
     place = {item.name: index for index, item in enumerate(items)}
@@ -107,8 +110,6 @@ def _level(
         kernels.append(kernel)
     share = _norm_share(kernels, every, confidence)
     total = float(seconds.sum())
-    wall, run, executor, profiled = (float(robust(found[key]).mean()) for key in ("bare", "run", "executor", "wall"))
-    around, binding = max(run - executor, 0.0), max(profiled - run, 0.0)
     reconciled = Reconciled(
         wall=wall,
         kernels=total,
@@ -142,6 +143,31 @@ def robust(times: Array) -> Array:
     """
     low, high = np.quantile(times, [0.2, 0.6], axis=0)
     return np.clip(times, low, high)
+
+
+def without(shown: Array, overhead: float, calls: Array) -> Array:
+    """Times without what the profiler adds to each call; a tenth always remains, so that small kernels keep their proportions."""
+    return np.maximum(shown - overhead * calls, 0.1 * shown)
+
+
+def fitted(shown: Array, calls: Array, overhead: float, limit: float) -> float:
+    """Seconds that the profiler adds to every call of a kernel: `overhead`, or more where the kernels would not fit into `limit`.
+
+    shown, calls: of the kernels [K].  limit: what a run without the profiler leaves for its kernels.  The profiler's work between
+    two kernels also drives their data out of the caches, which a chain of empty kernels does not show.
+    """
+
+    def left(each: float) -> float:
+        return float(without(shown, each, calls).sum())
+
+    low, high = overhead, overhead + _PLAUSIBLE
+    limit = max(limit, left(low) / 2.0)  # around a net of a few microseconds the rest is too coarse to say more
+    if left(low) <= limit:
+        return low
+    for _ in range(40):
+        middle = (low + high) / 2.0
+        low, high = (middle, high) if left(middle) > limit else (low, middle)
+    return high
 
 
 def _kernel(item: Mapped, op: str, seconds: float, calls: float, shapes: Sequence[Sequence[Tensor]], machine: Machine) -> Kernel:

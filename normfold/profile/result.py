@@ -143,7 +143,8 @@ class Kernel:
 class Reconciled:
     """Where a run's wall time goes: kernels + executor + around + binding == wall.
 
-    wall: a run without the profiler.  kernels: sum over the kernels, without what the profiler adds to them (`inside`).
+    wall: a run without the profiler.  kernels: sum over the kernels, without what the profiler adds to them (`inside`: as much a
+    call as a chain of empty kernels shows, and up to 10 us more where small kernels would not fit into the wall otherwise).
     executor: from one kernel to the next; what is left when the others are known, so measuring errors are in it too.
     around: in the runtime, outside its executor.  binding: in Python, handing arrays over.  profiled: a run with the profiler.
     """

@@ -208,7 +208,7 @@ def kernels(
     watched.run(None, arrays)
     warm_up(lambda: plain.run(None, arrays), max(seconds * _WARM, 0.02))
     wall, bare = list[float](), list[float]()
-    least = (2 if min(_turn(plain, arrays)) > _SLOW else 8) * _TURN
+    least = (4 if min(_turn(plain, arrays)) > _SLOW else 8) * _TURN
     while len(wall) < least or (time.perf_counter() - began < seconds and len(wall) < _PROFILED):
         bare += _turn(plain, arrays)
         wall += _turn(watched, arrays)

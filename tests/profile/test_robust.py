@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from normfold.profile.kernels import _norm_share, robust, roof
+from normfold.profile.kernels import _norm_share, fitted, robust, roof, without
 from normfold.profile.result import Kernel
 from profiled import MACHINE
 
@@ -41,3 +41,17 @@ def test_the_lower_roof_binds() -> None:
     assert roof(1e6, 2e8, 0.01, MACHINE) == ("memory", pytest.approx(1.0))
     assert roof(1e6, 2e8, 0.005, MACHINE)[1] == pytest.approx(2.0)  # from the cache
     assert roof(None, 1e6, 1.0, MACHINE) == ("", None)
+
+
+def test_the_profiler_s_own_cost_is_raised_until_small_kernels_fit_into_the_wall() -> None:
+    true, calls = np.array([1e-4, 9e-6, 2e-6, 1e-6]), np.array([1.0, 1.0, 3.0, 1.0])
+    shown = true + 5e-6 * calls
+    assert fitted(shown, calls, 1e-6, float(true.sum())) == pytest.approx(5e-6)
+    assert fitted(shown, calls, 6e-6, 1.0) == 6e-6, "what fits is left alone"
+    assert fitted(shown, calls, 1e-6, 0.0) <= 11.01e-6, "and noise is not explained away"
+    assert without(shown, fitted(shown, calls, 1e-6, 0.0), calls).sum() >= 0.49 * without(shown, 1e-6, calls).sum()
+
+
+def test_no_kernel_vanishes() -> None:
+    shown = np.array([[1e-4, 2e-6]])
+    assert without(shown, 5e-6, np.ones((1, 2))) == pytest.approx(np.array([[9.5e-5, 2e-7]]))
