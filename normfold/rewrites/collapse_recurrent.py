@@ -155,7 +155,7 @@ def _collapse(graph: Graph, item: Recurrence) -> _Collapsed:
     count = len(twin.nodes)
     gone = _build(twin, moved, cell, label)
     norms = [node.output.name for node in graph.nodes if node.kind in _NORMS and node.output.name in gone]
-    into = [value.param or value.name for value in twin_weights(twin, label)]
+    into = list(dict.fromkeys(value.param or value.name for value in twin_weights(twin, label)))
     detail = f"{cell.kind} of {cell.w.shape[1]} over {item.steps.count} steps: {count} nodes became {len(twin.nodes)}"
     return twin.validate(), Applied("collapse-recurrent", label, detail), norms, into
 
@@ -225,7 +225,20 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     for old, new in olds:
         if new in alive:
             graph.rename(new, old.name)
+    _name_apart(graph)
     return before - {value.name for value in graph.values()}
+
+
+def _name_apart(graph: Graph) -> None:
+    """Give new nodes names of their own: values that went have freed theirs, nodes that were named after them have not."""
+    taken = {node.name for node in graph.nodes if node.origin is not None}
+    for node in graph.nodes:
+        if node.origin is None:
+            name, count = node.name, 0
+            while node.name in taken:
+                count += 1
+                node.name = f"{name}_{count}"
+            taken.add(node.name)
 
 
 def _joined(parts: list[Value]) -> list[int | str | None]:

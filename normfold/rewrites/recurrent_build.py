@@ -16,6 +16,7 @@ from normfold.rewrites.recurrent_steps import Steps
 from normfold.rewrites.recurrent_symbols import layout
 
 END = (1 << 63) - 1
+_MOVES = frozenset("Expand Unsqueeze Squeeze Reshape Identity Slice Gather Split Transpose".split())
 _ZEROS = frozenset(("aten::new_zeros", "aten::zeros", "aten::zeros_like"))
 
 
@@ -102,7 +103,7 @@ def is_zero(graph: Graph, value: Value) -> bool:
         return False
     if node.kind == "ConstantOfShape":
         return not np.any(node.attrs.get("value", 0))
-    if node.kind in ("Expand", "Unsqueeze", "Squeeze", "Reshape", "Identity") and node.inputs[0] is not None:
+    if node.kind in _MOVES and node.inputs[0] is not None:
         return is_zero(graph, node.inputs[0])
     return node.kind in _ZEROS
 

@@ -19,7 +19,7 @@ from normfold.rewrites.recurrent_symbols import layout
 def before_projection(source: Source, cell: Cell, graph: Graph) -> tuple[Source, Cell]:
     """What the elements are taken from, before affine maps of its last axis, and the cell that reads that instead.
 
-    Only where the layer's input does not become wider.  taken stays: elements are told apart by their place alone.
+    Only where that takes fewer multiplications.  taken stays: elements are told apart by their place alone.
     """
     value, w, wb = source.value, cell.w, cell.wb
     element = next(iter(source.taken))
@@ -28,13 +28,25 @@ def before_projection(source: Source, cell: Cell, graph: Graph) -> tuple[Source,
     if found is None or len(found[1]) != 1 or source.axis == last or element.shape is None or element.shape[-1] == 1:
         return source, cell
     best, changed = value, cell
+    rows = w.shape[0] * w.shape[1]
+    left = rows * w.shape[2]  # multiplications of an element: those of the layer, and of what is done ahead for it alone
+    above, alone = value, True
     while (step := _map(value, graph)) is not None:
+        readers = [use.node for use in value.uses]
+        alone &= all(_is_taken(node, source) or node.output is above for node in readers) and not graph.is_fixed(value)
+        above = value
         value, matrix, shift = step
         wb = wb + w @ shift
         w = w if matrix is None else w @ matrix.T
-        if w.shape[2] <= changed.w.shape[2]:
-            best, changed = value, replace(cell, w=w, wb=wb)
+        left += matrix.size if alone and matrix is not None else 0
+        if rows * w.shape[2] <= left:
+            best, changed, left = value, replace(cell, w=w, wb=wb), rows * w.shape[2]
     return (source, cell) if best is source.value else (replace(source, value=best), changed)
+
+
+def _is_taken(node: Node, source: Source) -> bool:
+    """True for what takes elements, or everything on the way to that."""
+    return any(output in source.taken for output in node.outputs) or node.kind in ("Slice", "Identity")
 
 
 def _map(value: Value, graph: Graph) -> tuple[Value, Floats | None, Floats] | None:

@@ -81,9 +81,14 @@ def _both(s: Step, node: Node) -> tuple[Symbol, Symbol]:
     assert first is not None and second is not None
     if first in s.known and second in s.known:
         a, b = s.known[first], s.known[second]
-        if a.lead + len(a.dims) != b.lead + len(b.dims):
+        shape = node.output.shape
+        if a.lead + len(a.dims) != b.lead + len(b.dims) and len(a.dims) != len(b.dims):
             raise _strange(node)
         lead = max(a.lead, b.lead)
+        if shape is None or sum(size != 1 for size in shape[:lead]) > 1:  # two batches that stand crosswise
+            raise NotStandard("batch-mixing", f"{node.kind} ({node.label})")
+        if len(a.dims) == len(b.dims):
+            a, b = Symbol(a.poly, lead, a.dims), Symbol(b.poly, lead, b.dims)
         dims = tuple(np.broadcast_shapes(_ranked(a, lead), _ranked(b, lead)))
         return _spread(a, lead, dims), _spread(b, lead, dims)
     slot = 1 if first in s.known else 0

@@ -70,9 +70,23 @@ def sources(graph: Graph) -> list[Source]:
             length = None if base.shape is None else base.shape[axis]
             if place < 0 and not isinstance(length, int):
                 continue
+            place += length if place < 0 and isinstance(length, int) else 0
+            flipped = _flipped(base, axis)
+            if flipped is not None and isinstance(length, int):
+                base, place = bases.of(flipped), length - 1 - place
             source = found.setdefault((base, axis), Source(base, axis))
-            source.taken[value] = place + (length if place < 0 and isinstance(length, int) else 0)
+            source.taken[value] = place
     return [source for source in found.values() if len(set(source.taken.values())) > 1]
+
+
+def _flipped(value: Value, axis: int) -> Value | None:
+    """x, where `value` is x with its elements along `axis` in the opposite order."""
+    node = value.producer
+    if node is None or node.kind != "Slice" or node.inputs[0] is None or value.rank is None:
+        return None
+    axes, steps, starts, ends = (node.attrs.get(key, ()) for key in ("axes", "steps", "starts", "ends"))
+    plain = len(axes) == 1 and axes[0] % value.rank == axis and steps == (-1,) and starts == (-1,) and ends[0] <= -END
+    return node.inputs[0] if plain else None
 
 
 def _taken(node: Node) -> Iterator[tuple[Value, int, int]]:

@@ -66,6 +66,26 @@ def test_open_batch() -> None:
     assert [node.kind for node in result.graph.nodes if node.kind in ("GRU", "Tanh", "BatchNormalization", "Gather")] == ["GRU"]
 
 
+class Unrolled(nn.Module):
+    """nn.RNN, which the exporter unrolls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.RNN(5, HIDDEN, num_layers=2, bidirectional=True, batch_first=True, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Any:
+        return self.rnn(x)
+
+
+@pytest.mark.slow
+def test_rnn_that_the_exporter_unrolled() -> None:
+    torch.manual_seed(1)
+    model = exported(made(Unrolled()), torch.randn(2, T, 5), dynamic=({0: torch.export.Dim("B")},))
+    result = collapse(model, {model.graph.input[0].name: torch.randn(6, T, 5).numpy()})
+    kinds = [node.kind for node in result.graph.nodes]
+    assert kinds.count("RNN") == 4 and not {"Relu", "MatMul", "Gemm"} & set(kinds)
+
+
 class Taken(nn.Module):
     """x_t taken from [B, T, I] in the ways people write it."""
 
@@ -98,7 +118,10 @@ class Taken(nn.Module):
         return torch.cat(steps, 1), state[1]
 
 
-@pytest.mark.parametrize("way", ["slices", "unbind", "split", "time first", "from the end", "maps", "columns", "views"])
+WAYS = ("slices", "unbind", "maps", "split", "time first", "from the end", "columns", "views")
+
+
+@pytest.mark.parametrize("way", [*WAYS[:3], *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS[3:])])
 def test_where_x_comes_from(way: str) -> None:
     torch.manual_seed(1)
     module, x = made(Taken(way)), torch.randn(2, T, 4)

@@ -89,7 +89,11 @@ GOOD: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 }
 
 
-@pytest.mark.parametrize("name", GOOD)
+FAST = ("bn-lstm, reversed, all steps", "one sigmoid for all gates", "a layer a gate", "nn.LSTMCell", "gru", "gru, reset first")
+FAST += ("rnn, relu", "two directions", "two layers in one loop")
+
+
+@pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GOOD])
 def test_collapsed(name: str) -> None:
     torch.manual_seed(1)
     make, expected = GOOD[name]
@@ -118,7 +122,10 @@ BAD: dict[str, tuple[Callable[[], nn.Module], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BAD)
+SLOW = ("norm on c", "residual", "layer norm", "mean over the batch")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in BAD])
 def test_refused(name: str) -> None:
     torch.manual_seed(1)
     make, code = BAD[name]
@@ -170,6 +177,7 @@ def test_open_batch() -> None:
         assert len(layers(result.graph)) == 1 and norms(result.graph) == 0
 
 
+@pytest.mark.slow
 def test_learnt_start() -> None:
     """With an open batch it is spread at run time; for a fixed one a part of step 0 has been computed from it."""
     size = torch.export.Dim("B", min=1, max=64)
@@ -184,6 +192,7 @@ def test_learnt_start() -> None:
         assert joined is None or len(joined.inputs) == 2
 
 
+@pytest.mark.slow
 def test_start_that_is_broadcast() -> None:
     """One row of h for the whole batch: step 0 stays."""
     torch.manual_seed(1)
