@@ -9,7 +9,7 @@ from normfold.errors import UsageError
 from normfold.graph import Graph, NormSpec
 from normfold.pipeline.options import Options
 from normfold.record import Applied, Finding, Refusal, Size
-from normfold.rewrites import Fate, Policy, rewrites
+from normfold.rewrites import Fate, Fates, Policy, rewrites
 from normfold.rewrites.choices import recorded
 from normfold.rewrites.refusals import REFUSALS, explain_unwired
 
@@ -47,10 +47,9 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
             raise UsageError(f"there is no rewrite called {rule!r}; `normfold rules` lists them: {', '.join(sorted(known))}")
     specs = find_norms(graph)
     outcome = Outcome(graph)
-    fates: dict[str, Fate] = {}
+    fates = Fates(spec.output.name for spec in specs)
     budget = options.clone_bytes(sum(value.const.nbytes for value in graph.constants() if value.const is not None))
     policy = Policy(options.objective, options.keeps, budget, options.uses, recorded(options.target, options.objective))
-    now = {spec.output.name: spec.output.name for spec in specs}  # a norm's output -> that of what stands for it
     for item in rewrites():
         if options.uses(item.id):
             result = item.run(outcome.graph, policy)
@@ -61,26 +60,14 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
             for kind, count in result.inserted.items():
                 outcome.inserted[kind] = outcome.inserted.get(kind, 0) + count
             policy = replace(policy, clone_budget=policy.clone_budget - result.copied)
-            now = {first: result.renamed.get(name, name) for first, name in now.items()}
-            for before, after in result.renamed.items():
-                if before in fates:
-                    fates[after] = fates.pop(before)
-            for fate in result.fates:
-                fates[fate.output] = _later(fates.get(fate.output), fate)
-    outcome.stands_for = now
+            fates.take(result)
+    outcome.stands_for = fates.now
     switched_off = not options.uses("affine")
     places = recurrences(graph, specs)
-    outcome.findings = [_finding(spec, fates.get(now[spec.output.name]), graph, switched_off=switched_off) for spec in specs]
+    outcome.findings = [_finding(spec, fates.of(spec.output.name), graph, switched_off=switched_off) for spec in specs]
     for spec, finding in zip(specs, outcome.findings, strict=True):
         finding.recurrence = places.get(spec.node)
     return outcome
-
-
-def _later(earlier: Fate | None, fate: Fate) -> Fate:
-    """What a later rewrite made of a layer; where it stayed, the reason of a rewrite that knew it better."""
-    if earlier is not None and earlier.refusal is not None and fate.outcome != "deleted":
-        fate.refusal = earlier.refusal
-    return fate
 
 
 def _described(spec: NormSpec) -> Finding:

@@ -14,6 +14,7 @@ where its names are taken elsewhere.  It does not make one LSTM of a Scan.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from normfold.graph import Graph, Node, NormSpec, Use
 from normfold.ops.bodies import runner
 from normfold.record import Applied
 from normfold.rewrites.refusals import REFUSALS
-from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
+from normfold.rewrites.rewrite import Fate, Fates, Policy, Rewrite, Rewritten
 
 
 def run(graph: Graph, policy: Policy) -> Rewritten:
@@ -91,28 +92,15 @@ def _rewritten(body: Graph, policy: Policy) -> Rewritten:
     from normfold.rewrites.registry import rewrites
 
     total = Rewritten(body)
-    fates: dict[str, Fate] = {}
-    now = {spec.output.name: spec.output.name for spec in find_norms(body)}
+    fates = Fates(spec.output.name for spec in find_norms(body))
     for item in rewrites():
-        if not policy.uses(item.id):
-            continue
-        made = item.run(total.graph, replace(policy, clone_budget=policy.clone_budget - total.copied))
-        total.graph, total.copied = made.graph, total.copied + made.copied
-        total.applied += made.applied
-        for kind, count in made.inserted.items():
-            total.inserted[kind] = total.inserted.get(kind, 0) + count
-        now = {first: made.renamed.get(name, name) for first, name in now.items()}
-        for before, after in made.renamed.items():
-            if before in fates:
-                fates[after] = fates.pop(before)
-        for fate in made.fates:
-            earlier = fates.get(fate.output)
-            if earlier is not None and earlier.refusal is not None and fate.outcome != "deleted":
-                fate.refusal = earlier.refusal
-            fates[fate.output] = fate
-    for first, name in now.items():
-        if name in fates:
-            total.fates.append(replace(fates[name], output=first))
+        if policy.uses(item.id):
+            made = item.run(total.graph, replace(policy, clone_budget=policy.clone_budget - total.copied))
+            total.graph, total.copied = made.graph, total.copied + made.copied
+            total.applied += made.applied
+            total.inserted = dict(Counter(total.inserted) + Counter(made.inserted))
+            fates.take(made)
+    total.fates = [replace(fate, output=name) for name in fates.now if (fate := fates.of(name)) is not None]
     return total
 
 
@@ -120,8 +108,7 @@ def _merge(result: Rewritten, inner: Rewritten) -> None:
     result.applied += [Applied("loop-bodies", item.target, item.detail) for item in inner.applied]
     result.fates += inner.fates
     result.copied += inner.copied
-    for kind, count in inner.inserted.items():
-        result.inserted[kind] = result.inserted.get(kind, 0) + count
+    result.inserted = dict(Counter(result.inserted) + Counter(inner.inserted))
 
 
 def _renamed(before: Graph, inner: Rewritten, graph: Graph) -> Graph:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from normfold.graph import Graph
@@ -65,6 +65,33 @@ class Rewritten:
     inserted: dict[str, int] = field(default_factory=dict[str, int])
     copied: int = 0
     renamed: dict[str, str] = field(default_factory=dict[str, str])
+
+
+class Fates:
+    """What became of norms, told by the names of their outputs before the first of several rewrites.
+
+    now: such a name -> the name of what stands for it.
+    """
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self.now = {name: name for name in names}
+        self._fates: dict[str, Fate] = {}
+
+    def take(self, made: Rewritten) -> None:
+        """Follow one more rewrite; where a layer stays, the reason of an earlier one that knew it better stays too."""
+        self.now = {first: made.renamed.get(name, name) for first, name in self.now.items()}
+        for before, after in made.renamed.items():
+            if before in self._fates:
+                self._fates[after] = self._fates.pop(before)
+        for fate in made.fates:
+            earlier = self._fates.get(fate.output)
+            if earlier is not None and earlier.refusal is not None and fate.outcome != "deleted":
+                fate.refusal = earlier.refusal
+            self._fates[fate.output] = fate
+
+    def of(self, name: str) -> Fate | None:
+        """The fate of the norm whose output was called `name` at first; None where no rewrite looked at it."""
+        return self._fates.get(self.now[name])
 
 
 @dataclass(frozen=True)
