@@ -82,7 +82,7 @@ def changes_chart(rows: Sequence[tuple[str, float, float]]) -> Any:
         color=alt.Color("side:N", scale=alt.Scale(domain=["before", "after"], range=["#bab0ac", "#4c78a8"]), title=None),
         tooltip=["layer:N", "side:N", alt.Tooltip("us:Q", format=".3~g")],
     )
-    return chart.properties(width=WIDTH - 340).to_dict()
+    return chart.properties(width=WIDTH - 340, height=24 * len(rows)).to_dict()
 
 
 def _color(alt: Any, *, narrow: bool = False) -> Any:
