@@ -83,7 +83,10 @@ def test_the_worst_channel_is_named() -> None:
     assert (parting.value, parting.where) == ("n1", "channel 5")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow), pytest.param(torch.bfloat16, marks=pytest.mark.slow)],
+)
 def test_live_modules_programs_and_files_are_compared_in_any_pairing(dtype: torch.dtype, tmp_path: Path) -> None:
     module, x = small().to(dtype), X.to(dtype)
     result = normfold.optimize(module, (x,), verify=False)
@@ -116,6 +119,13 @@ def test_an_artefact_in_half_precision_is_judged_by_its_own_ulp(dtype: str) -> N
             other.graph.node.insert(0, cast)
         found = verify(model, other, level="standard")
         assert (found.verdict, found.compared.grain) == (verdict, dtype), mistake
+
+
+@pytest.mark.slow
+def test_checkpoints_are_loaded_as_their_sidecars_say(models_dir: Path, tmp_path: Path) -> None:
+    found = verify(models_dir / "digits_preact.pt", models_dir / "digits_preact.pt")
+    assert (found.verdict, found.a.kind, found.a.sha256) == ("same", "module", found.b.sha256)
+    assert found.compared.parted == 0 < found.compared.common
 
 
 def test_two_unrelated_models_differ_in_what_callers_see() -> None:
