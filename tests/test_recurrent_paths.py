@@ -19,7 +19,7 @@ from normfold.capture.tidy import tidy
 from normfold.detect import find_norms, recurrences
 from normfold.graph import Graph
 from normfold.record import Finding, Record, Recurrence
-from normfold.report.recurrent import DRAWBACK, groups
+from normfold.report.recurrent import DRAWBACK, UNROLLED, groups
 from normfold.report.terminal import render
 from routes import exported, randomised
 
@@ -182,10 +182,16 @@ def test_the_terminal_shows_it_once_for_all_steps(width: int) -> None:
     render(Record(findings=list(FINDINGS)), console)
     text = " ".join(console.export_text().split())
     assert text.count("cell.bn, 8 times") == 1
-    assert "Recurrent paths" in text and DRAWBACK in text
+    assert "Recurrent paths" in text and DRAWBACK in text and UNROLLED in text
 
 
 def test_layer_norms_have_no_such_drawback() -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     render(Record(findings=[_finding("ln", "inside", "run time", "kept", "layer")]), console)
     assert "drawback" not in console.export_text()
+
+
+def test_only_unrolled_loops_are_called_unrolled() -> None:
+    console = Console(width=200, record=True, file=io.StringIO())
+    render(Record(findings=[_finding("body", "body", "shared", "kept"), _finding("kept", "between", "shared", "kept")]), console)
+    assert UNROLLED not in " ".join(console.export_text().split())

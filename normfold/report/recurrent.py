@@ -10,6 +10,10 @@ DRAWBACK = (
     "batch normalization does not suit recurrences: what it normalises differs from step to step, so that one average for all "
     "steps fits none of them, and training and evaluation compute different functions (drawback 3)"
 )
+UNROLLED = (
+    "the loop over time is unrolled: the graph computes exactly these steps, and another number of steps needs an export of "
+    "its own"
+)
 _SWAP = "put LayerNorm there: normfold swap --to layernorm"
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from normfold.record import Finding, Record, Size, Timing
-from normfold.report.recurrent import DRAWBACK, groups
+from normfold.report.recurrent import DRAWBACK, UNROLLED, groups
 from normfold.report.words import (
     bytes_text,
     difference,
@@ -212,6 +212,8 @@ def _recurrent(record: Record, console: Console) -> None:
             _print(console, what, 4)
     if any(item.recurrence is not None and item.kind == "batch" for item in record.findings):
         _print(console, Text(DRAWBACK, style="dim"), 2)
+    if any(item.recurrence is not None and item.recurrence.place == "inside" for item in record.findings):
+        _print(console, Text(UNROLLED, style="dim"), 2)
 
 
 # ---- numbers ------------------------------------------------------------------------------------------------------------
