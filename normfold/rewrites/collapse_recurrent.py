@@ -114,16 +114,15 @@ def _inside(item: Recurrence) -> list[Node]:
 
 
 def _refuse(steps: Steps, item: Recurrence | None, failure: NotStandard, refused: dict[str, NotStandard]) -> None:
-    """Give the norms of a loop the reason why it stays."""
+    """Give the norms of a loop the reason why it stays.
+
+    Where no state was found (item None) it may be no loop at all: only norms that depend on several x_t of a long one are told.
+    """
     if item is not None:
         nodes = _inside(item)
     else:
-        last = steps.upto(steps.count - 1)
-        nodes = [
-            node
-            for node in steps.graph.nodes
-            if node.outputs and 0 < (mask := steps.mask(node.output)) < last and mask & (mask + 1) == 0
-        ]
+        inner = {steps.upto(step) for step in range(1, steps.count - 1)} if steps.count > SHORTEST else set[int]()
+        nodes = [node for node in steps.graph.nodes if node.outputs and steps.mask(node.output) in inner]
     for node in nodes:
         if node.kind in _NORMS:
             refused.setdefault(node.output.name, failure)

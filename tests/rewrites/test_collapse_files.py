@@ -8,6 +8,7 @@ import onnx.helper
 import onnx.numpy_helper
 import pytest
 
+from build import Builder
 from normfold.capture.onnx import from_onnx
 from normfold.capture.onnx_write import to_model
 from normfold.capture.tidy import tidy
@@ -130,6 +131,18 @@ def test_two_elements_of_one_place() -> None:
     model = lstm(4)
     next(item for item in model.graph.initializer if item.name == "t2").CopyFrom(onnx.numpy_helper.from_array(np.array(1), "t2"))
     assert "LSTM" not in kinds(collapse(model))
+
+
+def test_what_is_no_loop() -> None:
+    """Three elements of an axis that are used for themselves (query, key, value): nothing is said of the norm on one of them."""
+    b = Builder()
+    x = b.input("x", ("N", 3, 8))
+    parts = [b.op("Gather", x, b.graph.constant(f"at{t}", np.array(t)), shape=("N", 8), axis=1) for t in range(3)]
+    query = b.bn(b.op("Tanh", parts[0], shape=("N", 8)), name="bn")
+    both = b.op("Mul", query, b.bn(parts[1]), shape=("N", 8))
+    b.output(b.op("Mul", b.op("Tanh", both, shape=("N", 8)), parts[2], shape=("N", 8)))
+    result = collapse_recurrent.run(b.graph, Policy("norms"))
+    assert result.graph is b.graph and not result.applied and not result.fates
 
 
 def test_every_h_is_read() -> None:

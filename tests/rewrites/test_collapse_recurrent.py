@@ -89,8 +89,10 @@ GOOD: dict[str, tuple[Callable[[], nn.Module], list[str]]] = {
 }
 
 
-FAST = ("bn-lstm, reversed, all steps", "one sigmoid for all gates", "a layer a gate", "nn.LSTMCell", "gru", "gru, reset first")
-FAST += ("rnn, relu", "two directions", "two layers in one loop")
+FAST = (
+    "bn-lstm, reversed, all steps", "one sigmoid for all gates", "a layer a gate", "nn.LSTMCell", "gru", "gru, reset first",
+    "rnn, relu", "two directions", "two layers in one loop",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in GOOD])
