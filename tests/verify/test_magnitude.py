@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 
 from build import Builder
-from normfold.graph import Array, Graph
+from normfold.graph import Array, Gauge, Graph
 from normfold.ops.kernels import evaluate
 from normfold.verify import certificate, run
 from normfold.verify.evaluate import compute
 from normfold.verify.magnitude import magnitude
+from normfold.verify.promises import Held
 
 RNG = np.random.default_rng(0)
 
@@ -126,3 +128,24 @@ def test_branches_that_cancel_are_merged_rightly_all_the_same() -> None:
     exact = run(before, feed)["sum"] - run(after, feed)["sum"]
     assert np.abs(exact).max() > 1e-12 * (np.abs(feed["x"]) @ np.abs(after.nodes[0].inputs[1].const.float64())).max()  # type: ignore[union-attr]
     assert {item.gate for item in certificate(*branches(1 + 1e-9), feed) if not item.passed} == {"certificate", "G1"}
+
+
+def test_one_element_that_moves_little_by_luck_is_granted_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = import_module("normfold.verify.certificate")
+    before, _ = branches()
+    noise = np.full(8, 1e-15)
+    noise[3] = 1e-18
+
+    def judged(error: float, rows: int) -> bool:
+        found = module._Judged("normal")
+        found.add("certificate", "sum", 1.0, module.CERTIFICATE, "")
+        held = Held(Gauge("sum", np.ones(()), np.zeros(())), np.ones((rows, 8)))
+        errors = np.zeros(8)
+        errors[3] = error
+        found.doubt(held, (1,), errors, errors / 1e-18, (rows, 8))
+        monkeypatch.setattr(module, "movement", lambda *args, **options: {("sum", (1,)): noise})
+        found.reconsider(before, {}, None)
+        return found.comparisons[0].passed
+
+    assert judged(1e-14, rows=1) and not judged(1e-13, rows=1)
+    assert not judged(1e-14, rows=64)  # many elements do not all move little
