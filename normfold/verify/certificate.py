@@ -199,7 +199,9 @@ class _Judged:
                 continue
             with np.errstate(all="ignore"):
                 if np.prod(doubt.shape) < _FEW * noise.size:  # by luck one element moves little: granted is what the others do
-                    noise = np.maximum(noise, np.sqrt(np.mean(np.square(noise))) * max(1.0, np.sqrt(2 * np.log(noise.size))))
+                    usual = noise[np.isfinite(noise)]
+                    usual = np.sqrt(np.mean(np.square(usual))) if usual.size else 0.0
+                    noise = np.maximum(noise, usual * max(1.0, np.sqrt(2 * np.log(noise.size))))
                 old = self.comparisons[doubt.place]
                 allowed = np.maximum(doubt.sizes, _FACTOR * noise * doubt.scales / old.allowed)
                 ratios = doubt.errors / allowed
