@@ -77,6 +77,7 @@ def test_a_profile_of_a_module_says_what_its_norms_cost() -> None:
     assert "BatchNorm2d" in page(ProfileReport(found))
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_one_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     """By dynamo alone: inductor would take half a minute."""
     monkeypatch.setattr(profiling_torch, "compiled", lambda module: torch.compile(module, backend="eager"))
