@@ -24,7 +24,7 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
-from normfold.rewrites.recurrent_build import Built, Writer, as_state, first_place, fits_state, sequence, start
+from normfold.rewrites.recurrent_build import Built, Writer, as_state, first_place, fits_state, same_batch, sequence, start
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.recurrent_compare import Constants, Differs
 from normfold.rewrites.recurrent_projection import before_projection
@@ -196,6 +196,8 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     parts = [sequence(w, steps, source, peeled) for source in steps.sources]
     if len({part.shape[:2] for part in parts if part.shape is not None}) != 1:
         raise NotStandard("not-a-cell", "sequences of several batch sizes")
+    if not all(same_batch(parts[0], leaf) for leaf in item.leaves):
+        raise NotStandard("not-a-cell", "one sequence for a whole batch of states")
     x = parts[0] if len(parts) == 1 else w.add("Concat", list(parts), _joined(parts), "x", axis=2)
     starts = [None if zeros else start(w, begins[place], item.leaves[place]) for place in order]
     built = Built(w, item, cell, x, starts)

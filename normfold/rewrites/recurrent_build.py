@@ -117,6 +117,16 @@ def fits_state(graph: Graph, value: Value, like: Value) -> bool:
     return not any(a == 1 and b != 1 for a, b in zip(value.shape, like.shape, strict=True))
 
 
+def same_batch(x: Value, state: Value) -> bool:
+    """False where x [T, B, I] surely has another batch than the states, and is broadcast to it."""
+    found = layout(state.shape)
+    if x.shape is None or state.shape is None or found is None:
+        return False
+    long = [size for size in state.shape[: found[0]] if size != 1]
+    mine, other = x.shape[1], long[0] if long else 1
+    return mine == other or (1 not in (mine, other) and not (isinstance(mine, int) and isinstance(other, int)))
+
+
 def start(w: Writer, value: Value, like: Value) -> Value | None:
     """A state before the first step as [1, B, H]; None for zeros.  `like`: the state between steps."""
     found = layout(like.shape)

@@ -222,6 +222,14 @@ def test_given_start() -> None:
             assert np.allclose(one, two, rtol=2e-5, atol=2e-6)
 
 
+def test_one_sequence_for_a_batch_of_states() -> None:
+    graph = from_aten(export_module(made(Loop(cells.BNLSTM(INPUTS, H))), (x()[:1], torch.randn(2, H), torch.randn(2, H))))
+    tidy(graph)
+    result = collapse_recurrent.run(graph, Policy("norms"))
+    assert not result.applied
+    assert {fate.refusal.code for fate in result.fates if fate.refusal is not None} == {"not-a-cell"}
+
+
 def test_kept_on_request() -> None:
     graph = from_aten(export_module(made(Loop(cells.BNLSTM(INPUTS, H))), (x(),)))
     tidy(graph)
