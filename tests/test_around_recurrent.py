@@ -155,6 +155,18 @@ def test_a_norm_over_the_steps_is_left_with_its_reason() -> None:
     assert taken.outcomes == ["kept"] and taken.codes == ["conflicting-scale"]
 
 
+def test_a_new_bias_is_stored_once_for_all_steps() -> None:
+    """Its weight is read at every step, too."""
+    module = Net(
+        lambda m, x: m.end(torch.stack([torch.relu(m.n(m.w(x[:, t]))) for t in range(6)], 1).mean(1)),
+        w=nn.Linear(5, 4, bias=False), n=bn(4), end=nn.Linear(4, 2),
+    )  # fmt: skip
+    taken = aten(randomised(module, signed=False), torch.randn(2, 6, 5))
+    assert taken.outcomes == ["deleted"] * 6 and taken.error <= 2e-5
+    readers = [node for node in taken.outcome.graph.nodes if node.kind == "Gemm" and node.module == "w"]
+    assert len(readers) == 6 and len({node.inputs[1] for node in readers}) == len({node.inputs[2] for node in readers}) == 1
+
+
 def test_the_trained_crnn_loses_all_its_norms(models_dir: Path) -> None:
     """It has zero gammas behind the LSTM, whose channels nobody can empty."""
     module = load(models_dir / "digits_crnn.pt", record=Record()).module

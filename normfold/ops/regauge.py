@@ -94,8 +94,11 @@ class Regauge:
         if node.input(slot) is not None:
             self.replace(node, slot, array)
         elif np.any(array != 0.0):
-            value = self.graph.derived(like, array, suffix="bias")
-            value.param = ""
+            key = (like, b"bias" + hashlib.blake2b(np.ascontiguousarray(array).data).digest())
+            value = self._made.get(key)  # one weight at many steps: one bias, too
+            if value is None:
+                value = self._made[key] = self.graph.derived(like, array, suffix="bias")
+                value.param = ""
             self.graph.set_input(node, slot, value)
             self.note_bias(node, like)
 
