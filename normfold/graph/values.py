@@ -88,12 +88,18 @@ class Constant:
 class Gauge:
     """A promise: this value holds ``scale * v + shift`` where v is `original`'s value in the graph as captured.
 
-    `scale` and `shift` are float64 arrays broadcastable to the value's shape.
+    `scale` and `shift` are float64 arrays broadcastable to the value's shape.  NaN is no promise; an `original` of "" says that
+    the value stands for none in the graph as captured (`Gauge.none`).
     """
 
     original: str
     scale: Array
     shift: Array
+
+    @classmethod
+    def none(cls) -> Gauge:
+        """Of a new value: whatever is moved into it later, nothing is promised."""
+        return cls("", np.full((), np.nan), np.zeros(()))
 
     @property
     def identity(self) -> bool:

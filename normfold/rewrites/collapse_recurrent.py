@@ -226,6 +226,7 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     for old, new in olds:
         if new in alive:
             graph.rename(new, old.name)
+            new.gauges = old.gauges
     _name_apart(graph)
     return before - {value.name for value in graph.values()}
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from normfold.algebra.cell_match import Cell, NotStandard
 from normfold.algebra.ratios import Floats
-from normfold.graph import Constant, Dim, Graph, Node, Value
+from normfold.graph import Constant, Dim, Gauge, Graph, Node, Value
 from normfold.rewrites.ranges import fits
 from normfold.rewrites.recurrent_sources import Source
 from normfold.rewrites.recurrent_states import Recurrence
@@ -32,6 +32,8 @@ class Writer:
         like = inputs[0]
         assert like is not None
         values = [self.graph.value(f"{self.name}_{suffix}", sizes, like.dtype) for _ in range(outputs)]
+        for value in values:
+            value.gauges = (Gauge.none(),)
         node = Node(kind, inputs, values, dict(attrs), values[0].name, self.module)
         self.graph.insert_at(self.place, node)
         self.place += 1

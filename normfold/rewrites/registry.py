@@ -14,6 +14,7 @@ from normfold.rewrites import (
     dead_shift,
     empty_channels,
     loop_bodies,
+    lstm_step,
     mirrored_slope,
     norm_affine,
     pad_into_conv,
@@ -36,6 +37,7 @@ def rewrites() -> tuple[Rewrite, ...]:
     modules = (
         loop_bodies,
         collapse_recurrent,
+        lstm_step,
         tracked_instance_norm,
         table_norm,
         pad_into_conv,

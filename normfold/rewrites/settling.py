@@ -36,6 +36,6 @@ def settle_names(
         movable = inserted_output or not (graph.is_fixed(value) or value in graph.inputs)
         if movable and value.name not in true_names:
             free = next((name for name in reversed(true_names) if graph.is_free(name)), None)
-            graph.rename(value, free or f"{gauges[-1].original}_regauged", unique=free is None)
+            graph.rename(value, free or f"{gauges[-1].original or value.name}_regauged", unique=free is None)
         alone = len(gauges) == 1 and gauges[0].identity and gauges[0].original == value.name
         value.gauges = () if alone else gauges

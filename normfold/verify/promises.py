@@ -18,7 +18,7 @@ def promises_of(after: Graph, before: Graph) -> dict[Value, tuple[Gauge, ...]]:
     found: dict[Value, tuple[Gauge, ...]] = {}
     for value in (*after.values(), *after.outputs):
         if value.gauges:
-            found[value] = value.gauges
+            found[value] = tuple(gauge for gauge in value.gauges if gauge.original)
         elif value.name in names:
             found[value] = (Gauge(value.name, np.ones(()), np.zeros(())),)
     return found
