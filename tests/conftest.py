@@ -8,6 +8,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # read by torch and BLAS when the
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import random
+import signal
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ import hypothesis
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background of a shell: what tests start would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("normfold", derandomize=True, deadline=None, database=None)
 hypothesis.settings.load_profile("normfold")

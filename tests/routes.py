@@ -66,11 +66,11 @@ def flat(result: Any) -> tuple[Any, ...]:
     return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
 
-def aten(module: torch.nn.Module, *args: Any, objective: str = "norms", dynamic: Any = None) -> Taken:
-    """module -> ExportedProgram -> view -> rewritten ExportedProgram, run by torch."""
+def aten(module: torch.nn.Module, *args: Any, objective: str = "norms", dynamic: Any = None, program: Any = None) -> Taken:
+    """module -> ExportedProgram (or `program`, which holds its parameters) -> view -> rewritten ExportedProgram, run by torch."""
     with torch.no_grad():
         expected = flat(module(*[item.clone() for item in args]))
-    program = export_module(module, args, dynamic_shapes=dynamic)
+    program = program or export_module(module, args, dynamic_shapes=dynamic)
     graph = from_aten(program)
     outcome = _rewritten(graph, flatten_inputs(program, args), objective)
     with torch.no_grad():
@@ -101,11 +101,13 @@ def run_onnx(data: bytes, feeds: dict[str, Array]) -> list[Array]:
     return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"]).run(None, feeds)
 
 
-def by_onnx(module: torch.nn.Module, *args: Any, objective: str = "norms", dynamic: Any = None) -> Taken:
-    """module -> ONNX (exporter, unoptimised) -> view -> rewritten ONNX, run by ONNX Runtime."""
+def by_onnx(
+    module: torch.nn.Module, *args: Any, objective: str = "norms", dynamic: Any = None, model: onnx.ModelProto | None = None
+) -> Taken:
+    """module -> ONNX (unoptimised; or `model`, which holds its parameters) -> view -> rewritten ONNX, run by ONNX Runtime."""
     with torch.no_grad():
         expected = flat(module(*[item.clone() for item in args]))
-    model = exported(module, *args, dynamic=dynamic)
+    model = model or exported(module, *args, dynamic=dynamic)
     feeds = {item.name: array.numpy() for item, array in zip(model.graph.input, args, strict=True)}
     outcome, graph, came = through_onnx(model, feeds, objective)
     return Taken(outcome, graph, _error(expected, came))
