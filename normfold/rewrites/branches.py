@@ -13,6 +13,7 @@ differences are looked at as a whole; terms that are not merged keep one additio
 
 Source: Ding et al., RepVGG (CVPR 2021, arXiv 2101.03697), Diverse Branch Block (CVPR 2021, arXiv 2103.13425), ACNet (ICCV 2019);
 Vasu et al., MobileOne (CVPR 2023), FastViT (ICCV 2023); recognised here by their arithmetic alone.
+A weight that other layers read as it is counts as a copy: it is merged within the clone budget.
 It does not merge what costs more multiplications afterwards (depthwise and dense, 1x3 and 3x1 alone), branches whose output
 somebody else reads, norms in training mode or with unhealthy statistics, overridable constants, and transposed convolutions.
 """
@@ -36,15 +37,22 @@ SUMS = ("Add", "Sub", "Sum")
 
 def run(graph: Graph, policy: Policy) -> Rewritten:
     """Merge branches where that saves multiplications or additions; `graph` itself is not changed."""
-    twin = graph.clone()
-    result = Rewritten(twin)
-    merger = Merger(twin)
-    for node in list(twin.nodes):
-        if _is_sum(node) and not _is_part(node, twin):
-            for frame in frames(node.output):
-                if _is_sum(node):  # the first frame may have left one layer
-                    _merge(node, merger, frame, policy, result)
-    return Rewritten(twin.validate(), result.applied, result.fates) if result.applied else Rewritten(graph)
+    barred: set[str] = set()
+    while True:
+        twin = graph.clone()
+        result = Rewritten(twin)
+        merger = Merger(twin)
+        for node in list(twin.nodes):
+            if _is_sum(node) and not _is_part(node, twin):
+                for frame in frames(node.output):
+                    if _is_sum(node):  # the first frame may have left one layer
+                        _merge(node, merger, frame, policy, result, barred)
+        copies = merger.copies()
+        result.copied = sum(copies.values())
+        if result.copied <= policy.clone_budget:
+            twin.validate()
+            return result if result.applied else Rewritten(graph)
+        barred.add(max(copies, key=lambda name: copies[name]))
 
 
 def _is_sum(node: Node) -> bool:
@@ -167,8 +175,8 @@ class _Term:
     form: Form | None = None
 
 
-def _merge(root: Node, merger: Merger, frame: Frame, policy: Policy, result: Rewritten) -> None:
-    """Merge what can be merged of the sum that ends in `root`."""
+def _merge(root: Node, merger: Merger, frame: Frame, policy: Policy, result: Rewritten, barred: set[str]) -> None:
+    """Merge what can be merged of the sum that ends in `root`.  barred: names of weights that must not be copied."""
     graph = merger.graph
     tree = _Tree.of(root, graph)
     made: list[_Term] = []
@@ -177,6 +185,8 @@ def _merge(root: Node, merger: Merger, frame: Frame, policy: Policy, result: Rew
     for group in _groups(tree, graph, frame, policy):
         layer = carrier(group.layers)
         assert layer is not None
+        if any(value is not None and value.name in barred for value in layer.node.inputs):
+            continue
         before, read = unread_bytes(group.layers), [value for item in group.layers for value in item.node.inputs]
         constants = merger.constants(layer, *group.arrays())
         if constants is None:

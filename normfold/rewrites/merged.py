@@ -41,6 +41,13 @@ class Merger:
         new.param = ""
         return made, new
 
+    def copies(self) -> dict[str, int]:
+        """Bytes that came on top, by the name of the shared constant which other layers still read or which became several."""
+        found = {like.name: 0 if like.uses or like.const is None else -like.const.nbytes for like, _ in self._made}
+        for (like, _), value in self._made.items():
+            found[like.name] += value.const.nbytes if value.const is not None and value.uses else 0
+        return {name: size for name, size in found.items() if size > 0}
+
     def _constant(self, like: Value, array: Array, suffix: str) -> Value:
         array = np.asarray(array, order="C")
         if like not in self._shared:

@@ -6,8 +6,9 @@ with the gauge s_y = 1 / gamma, t_y = -beta / gamma on y: all readers must absor
 operations), and it must cost no new node and no new bias.  gamma becomes 1 and beta 0; the statistics stay, and so does the norm.
 
 Source: Ashkboos et al., "SliceGPT" (arXiv 2401.15024) and "QuaRot" (arXiv 2404.00456), which do it by hand for language models.
-It does not copy tied weights (an embedding that is also the output layer stays as it is, and the norm in front of it too), and
-touches no norm with a zero in gamma.  It saves parameters, not time; hence with --objective norms only.
+It does not copy tied weights, whatever the clone budget (a copy is never smaller than the gamma that it would save: an embedding
+that is also the output layer stays as it is, and the norm in front of it too), and touches no norm with a zero in gamma.  It
+saves parameters, not time; hence with --objective norms only.
 """
 
 from __future__ import annotations

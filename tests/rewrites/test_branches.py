@@ -19,10 +19,10 @@ from normfold.verify.certificate import certificate
 IMAGE = ("N", 4, 7, 6)
 
 
-def run(graph: Graph, **sizes: int) -> Rewritten:
+def run(graph: Graph, *, policy: Policy | None = None, **sizes: int) -> Rewritten:
     """Merge and prove; the graph that came in is not changed."""
     text = to_text(graph)
-    result = branches.run(graph, Policy())
+    result = branches.run(graph, policy or Policy())
     assert to_text(graph) == text
     proved(graph, result.graph, **sizes)
     return result
@@ -377,7 +377,7 @@ def test_what_overflows_its_type_stays() -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_weights_that_two_blocks_share(shared: bool) -> None:
-    """Two calls of one block end with one merged weight; a weight that somebody else reads is copied, and that is said."""
+    """Two calls of one block end with one merged weight; one that somebody else reads is copied within the budget, and said."""
     b = Builder()
     weights = [b.weight(4, 4, 3, 3), b.weight(4, 4, 1, 1)]
 
@@ -392,11 +392,31 @@ def test_weights_that_two_blocks_share(shared: bool) -> None:
     if not shared:
         b.graph.set_input(second.producer, 1, weights[0])
     b.output(second)
-    result = run(b.graph)
+    size = weights[0].const.nbytes
+    if not shared:
+        assert branches.run(b.graph, Policy(clone_budget=size - 1)).graph is b.graph
+    result = run(b.graph, policy=Policy(clone_budget=0 if shared else size))
     convs = [node for node in result.graph.nodes if node.kind == "Conv"]
     assert len(convs) == 3 and (convs[1].inputs[1] is convs[2].inputs[1]) == shared
+    assert result.copied == (0 if shared else size)
     if not shared:
-        assert f"{weights[0].const.nbytes} bytes stay" in result.applied[0].detail
+        assert f"{size} bytes stay" in result.applied[0].detail
+
+
+def test_the_largest_copy_goes_first_where_the_budget_is_short() -> None:
+    """Two blocks, each with a weight that somebody else reads as it is; the budget holds the smaller copy only."""
+    b = Builder()
+    x, sizes = stem(b), []
+    for kernel in (3, 5):
+        y = b.conv(x, 4, kernel, kernel // 2, bias=False)
+        x = b.relu(b.add(y, b.conv(x, 4, bias=False)))
+        x, weight = b.relu(b.conv(x, 4, kernel, kernel // 2, bias=False)), y.producer.inputs[1]
+        b.graph.set_input(x.producer.inputs[0].producer, 1, weight)
+        sizes.append(weight.const.nbytes)
+    b.output(x)
+    assert kinds(run(b.graph, policy=Policy(clone_budget=sum(sizes))))["Conv"] == 5
+    result = run(b.graph, policy=Policy(clone_budget=sizes[1] - 1))
+    assert kinds(result)["Conv"] == 6 and result.copied == sizes[0]
 
 
 def test_a_term_that_is_spread_over_the_others_comes_last() -> None:
