@@ -12,10 +12,11 @@ from typing import Any
 from normfold.verify.certificate import certificate
 from normfold.verify.compare import Compared, Parting, Party, compare
 from normfold.verify.evaluate import Walk, run
-from normfold.verify.inputs import FAMILIES, Feed, bindings, feeds, make, read_data
+from normfold.verify.inputs import FAMILIES, Feed, feeds, make, read_data
 from normfold.verify.judgement import Judgement, contract, judge
 from normfold.verify.proof import Proof
 from normfold.verify.runtimes import OnnxRunner, Runner, TorchRunner
+from normfold.verify.sizes import bindings
 
 __all__ = [
     "FAMILIES",

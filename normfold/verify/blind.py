@@ -15,7 +15,7 @@ import numpy as np
 from normfold.errors import CannotTell
 from normfold.graph import Array, Graph, Node, Value, is_float
 from normfold.verify.evaluate import Walk, compute
-from normfold.verify.inputs import size_of, symbol_of
+from normfold.verify.sizes import size_of, symbol_of
 
 
 def made_up(graph: Graph, feeds: Mapping[str, Array]) -> dict[str, Array]:

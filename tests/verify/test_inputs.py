@@ -12,7 +12,7 @@ from build import Builder
 from normfold.errors import UsageError
 from normfold.graph import BFLOAT16, Array, Graph
 from normfold.verify import FAMILIES, bindings, feeds, make, read_data
-from normfold.verify.inputs import size_of
+from normfold.verify.sizes import size_of
 
 
 def graph_of(*inputs: tuple[str, Any, Any]) -> Graph:

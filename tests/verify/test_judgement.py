@@ -367,7 +367,7 @@ def test_names_types_shapes_and_overridable_constants_are_the_contract() -> None
 def test_a_node_is_compared_by_kind_attributes_constants_and_inputs() -> None:
     from importlib import import_module
 
-    same = import_module("normfold.verify.certificate")._same
+    same = import_module("normfold.verify.node_by_node")._same
     graph, twin = folded(net())[0], folded(net())[0]
     pairs = list(zip(graph.nodes, twin.nodes, strict=True))
     assert all(same(a, b) for a, b in pairs)

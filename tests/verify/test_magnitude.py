@@ -131,13 +131,13 @@ def test_branches_that_cancel_are_merged_rightly_all_the_same() -> None:
 
 
 def test_one_element_that_moves_little_by_luck_is_granted_what_the_others_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    module: Any = import_module("normfold.verify.certificate")
+    module: Any = import_module("normfold.verify.judged")
     before, _ = branches()
     noise = np.full(8, 1e-15)
     noise[3] = 1e-18
 
     def judged(error: float, rows: int) -> bool:
-        found = module._Judged("normal")
+        found = module.Judged("normal")
         found.add("certificate", "sum", 1.0, module.CERTIFICATE, "")
         held = Held(Gauge("sum", np.ones(()), np.zeros(())), np.ones((rows, 8)))
         errors = np.zeros(8)
