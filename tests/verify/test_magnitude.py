@@ -149,3 +149,25 @@ def test_one_element_that_moves_little_by_luck_is_granted_what_the_others_do(mon
 
     assert judged(1e-14, rows=1) and not judged(1e-13, rows=1)
     assert not judged(1e-14, rows=64)  # many elements do not all move little
+
+
+@pytest.mark.parametrize("later, passed", [(1e-14, True), (1e-16, False)])
+def test_a_movement_that_misses_the_direction_by_luck_is_not_the_last_word(
+    later: float, passed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first random movement is a hundred times too small; the root mean square of four is judged by."""
+    module: Any = import_module("normfold.verify.judged")
+    seeds: list[int] = []
+
+    def movement(*args: Any, seed: int, **options: Any) -> dict[Any, Any]:
+        seeds.append(seed)
+        return {("sum", (1,)): np.full(8, later if seed else 1e-16)}
+
+    monkeypatch.setattr(module, "movement", movement)
+    found = module.Judged("normal")
+    found.add("certificate", "sum", 1.0, module.CERTIFICATE, "")
+    held = Held(Gauge("sum", np.ones(()), np.zeros(())), np.ones((64, 8)))
+    found.doubt(held, (1,), np.full(8, 5e-14), np.full(8, 5e-11), (64, 8))
+    found.reconsider(branches()[0], {}, None)
+    assert found.comparisons[0].passed == passed
+    assert seeds == ([0, 1] if passed else [0, 1, 2, 3])
