@@ -44,8 +44,8 @@ def per_channel(array: Array, shape: tuple[int, ...], keep: Axes) -> Array:
 
 
 def named(shape: tuple[int, ...], keep: Axes, place: int) -> str:
-    """How a report names one channel: "channel 3", "channel (2, 5) of axes (1, 3)"."""
-    if not keep or not shape:
+    """How a report names one channel: "channel 3", "channel (2, 5) of axes (1, 3)"; "" where there is none."""
+    if not keep or 0 in shape:
         return ""
     index = tuple(int(i) for i in np.unravel_index(place, [shape[axis] for axis in keep]))
     if len(keep) == 1:

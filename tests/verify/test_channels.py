@@ -38,6 +38,7 @@ def test_nan_is_the_largest_of_all() -> None:
         ((8,), (0,), 3, "channel 3"),
         ((2, 3, 4), (1, 2), 6, "channel (1, 2) of axes (1, 2)"),
         ((), (), 0, ""),
+        ((0,), (0,), 0, ""),
     ],
 )
 def test_names_of_channels(shape: tuple[int, ...], keep: tuple[int, ...], place: int, name: str) -> None:

@@ -178,6 +178,14 @@ def test_where_the_reference_does_not_overflow_the_runtimes_may() -> None:
     assert compared(ref, array, array.copy()).passed
 
 
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (2, 0), (2, 0, 3)])
+def test_outputs_without_elements_differ_in_nothing(shape: tuple[int, ...]) -> None:
+    """A detector that found nothing."""
+    none = np.zeros(shape)
+    for gate in ("reference", "G2", "G3"):
+        assert judge_output(gate, "scores", none, none.astype("f4"), none.astype("f4"), [none], unit=2.0**-24).passed
+
+
 def test_shapes_and_types_are_part_of_the_contract() -> None:
     ref = np.ones((2, 3))
     assert "shape" in compared(ref, ref.astype(np.float32), np.ones((3, 2), np.float32)).where
