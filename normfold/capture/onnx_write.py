@@ -233,7 +233,11 @@ class _Writer:
         target.extend(ordered)
 
     def _register(self, outputs: list[ir.Value]) -> None:
-        """Initializers that are read, those that callers may override, and the inputs that list them."""
+        """Initializers that are read, those that callers may override, and the inputs that list them.
+
+        From IR version 4 on a listed initializer is one that callers may override: where all were listed and are taken as
+        constants, none stays in the list, or what the rewrites did not touch would become overridable.
+        """
         target = self.model.graph
         used = {value for node in target for value in _reads(node)} | set(outputs)
         overridable = {value.origin for value in self.graph.pinned}
@@ -245,9 +249,10 @@ class _Writer:
         ]
         for value in kept:
             target.initializers.add(value)
-        dropped = self.listed - set(kept)
-        wanted = [value for value in target.inputs if value not in dropped]
-        if self.model.ir_version < 4:  # there every initializer had to be listed
+        whole = self.model.ir_version < 4  # there every initializer had to be listed
+        stays = set(kept) if whole else overridable
+        wanted = [value for value in target.inputs if value not in self.listed or value in stays]
+        if whole:
             present = set(wanted)
             wanted += [value for value in kept if value not in present]
         if len(wanted) != len(target.inputs) or any(a is not b for a, b in zip(wanted, target.inputs, strict=True)):

@@ -187,6 +187,16 @@ def test_dropped_initializers_leave_the_list_of_inputs() -> None:
     assert [item.name for item in written(graph).graph.input] == ["x"]
 
 
+def test_what_was_taken_as_a_constant_does_not_become_overridable() -> None:
+    """All were listed; those that stay beside new ones would be some that are listed, and so the caller's to replace."""
+    graph = from_onnx(conv_bn(listed=[item.name for item in conv_bn().graph.initializer]))
+    bn = node_of(graph, "BatchNormalization")
+    graph.set_input(bn, 2, graph.derived(bn.inputs[2], floats(4)))
+    proto = written(graph)
+    assert [item.name for item in proto.graph.input] == ["x"] and len(weights(proto)) == 5
+    assert not from_onnx(proto).pinned
+
+
 def test_overridable_initializers_stay_even_where_nobody_reads_them() -> None:
     graph = from_onnx(conv_bn(listed=["stem.bn.weight"]))
     graph.bypass(node_of(graph, "BatchNormalization"))
