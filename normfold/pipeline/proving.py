@@ -24,7 +24,7 @@ from normfold.rewrites import rewrites
 from normfold.rewrites.refusals import REFUSALS
 
 if TYPE_CHECKING:
-    from normfold.verify import Feed, Judgement
+    from normfold.verify import Feed, Judgement, Runner
 
 ATTEMPTS = 8  # results that are judged before nothing is written
 BY_LAYER = 3  # of these, those that leave single layers out; then whole rewrites go
@@ -123,9 +123,9 @@ def _judged(
     for suffix in suffixes:
         path = write(suffix)
         if suffix == ".onnx":
-            _load_check(path)
+            _load_check(route, path, record)
         judgement = judge(
-            route.graph, outcome.graph, route.original(), route.result(path), inputs,
+            route.graph, outcome.graph, _original(route), route.result(path), inputs,
             stored=route.stored(path), proof=proof, budget=options.proof_seconds, stop=True, peer=partial(route.peer, path),
         )  # fmt: skip
         if judgement.verdict == "different":
@@ -153,12 +153,33 @@ def inputs_of(route: Route) -> list[Feed]:
     return feeds(route.graph, data=examples) if route.loaded.own_inputs else feeds(route.graph, examples=examples)
 
 
-def _load_check(path: Path) -> None:
-    from normfold.export.to_onnx import check
+def _original(route: Route) -> Runner:
+    try:
+        return route.original()
+    except CannotTell as error:
+        raise CannotTell(f"{error}; nothing was written. --no-verify writes the result without proof") from error
+
+
+def _load_check(route: Route, path: Path, record: Record) -> None:
+    """The written ONNX file, in ONNX's checker and in ONNX Runtime: what they say of the original too is no fault of the result.
+
+    Raises ResultDiffers where only the result is refused, CannotTell where the runtime takes neither.
+    """
+    from normfold.export.to_onnx import FileCheck, check
 
     found = check(path)
-    if not found.passed:
-        raise ResultDiffers(f"the written ONNX file is not accepted: {found.checker or found.runtime}; nothing was written")
+    if found.passed:
+        return
+    pair = route.onnx_pair(path.parent)
+    before = FileCheck("", "") if pair is None else check(pair[0])
+    if found.runtime and before.runtime:
+        raise CannotTell(
+            f"ONNX Runtime takes neither the original nor the result: {found.runtime}; nothing was written. "
+            "--no-verify writes the result without proof"
+        )
+    if found.runtime or not before.checker:
+        raise ResultDiffers(f"the written ONNX file is not accepted: {found.runtime or found.checker}; nothing was written")
+    record.note(f"ONNX's checker complains of the result as it does of the original: {found.checker}")
 
 
 def _differs(judgement: Judgement) -> ResultDiffers:

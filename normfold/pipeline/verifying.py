@@ -232,7 +232,7 @@ def _party(route: Route, plan: Plan) -> Party:
     try:
         return Party(route.graph, route.original(), kind)
     except CannotTell as error:
-        return Party(route.graph, None, kind, f"G3 cannot tell: {error}")
+        return Party(route.graph, None, kind, f"G3 cannot tell: {error}; compare it with --no-runtime")
 
 
 def _side(loaded: Loaded, path: str) -> Side:

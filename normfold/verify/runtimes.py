@@ -60,7 +60,7 @@ class OnnxRunner:
             source = model if isinstance(model, bytes) else str(model)
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise CannotTell(f"ONNX Runtime does not take the model: {_line(error)}; compare it with --no-runtime") from error
+            raise CannotTell(f"ONNX Runtime does not take the model: {_line(error)}") from error
         self.inputs = [item.name for item in self._session.get_inputs()]
         self.outputs = [item.name for item in self._session.get_outputs()]
 
