@@ -9,6 +9,7 @@ from torch.fx import Node as FxNode
 
 from normfold.capture import aten_lower_recurrent as aten_lower_recurrent
 from normfold.capture.aten_lower import LOWERINGS, Emitter, lowering
+from normfold.capture.aten_spell import END
 from normfold.capture.aten_values import torch_dtype
 from normfold.graph import Node
 
@@ -261,18 +262,32 @@ def _concat(e: Emitter, node: Node) -> FxNode:
     return e.call(aten.cat.default, [e.input(node, slot) for slot in range(len(node.inputs))], node.attrs["axis"])
 
 
+@lowering("Split")
+def _split(e: Emitter, node: Node) -> list[FxNode]:
+    parts = e.step(aten.split_with_sizes.default, e.input(node), list(node.attrs["split"]), node.attrs["axis"])
+    return [e.step(operator.getitem, parts, place) for place in range(len(node.outputs))]
+
+
 @lowering("Slice")
 def _slice(e: Emitter, node: Node) -> FxNode:
     rows = list(zip(*(node.attrs[key] for key in ("axes", "starts", "ends", "steps")), strict=True))
     result = e.input(node)
-    for place, row in enumerate(rows):
-        result = (e.call if place == len(rows) - 1 else e.step)(aten.slice.Tensor, result, *row)
+    for place, (axis, start, end, step) in enumerate(rows):
+        write = e.call if place == len(rows) - 1 else e.step
+        if step == -1 and end != -1:  # from `start` down to behind `end`
+            cut = (0 if end < -END else end + 1, END if start == -1 else start + 1)
+            result = write(aten.flip.default, e.step(aten.slice.Tensor, result, axis, *cut), [axis])
+        else:
+            result = write(aten.slice.Tensor, result, axis, start, end, step)
     return result
 
 
 @lowering("Gather")
 def _gather(e: Emitter, node: Node) -> FxNode:
-    x, indices = e.input(node), e.input(node, 1)
+    x, index = e.input(node), node.input(1)
+    if index is not None and index.const is not None and not index.const.shape:
+        return e.call(aten.select.int, x, node.attrs["axis"], int(index.const.read()))
+    indices = e.input(node, 1)
     if not indices.meta["val"].shape:
         indices = e.step(aten.unsqueeze.default, indices, 0)
         return e.call(aten.squeeze.dim, e.step(aten.index_select.default, x, node.attrs["axis"], indices), node.attrs["axis"])
