@@ -199,6 +199,30 @@ class Graph:
             self.remove(dead)
         return len(dead)
 
+    def sort(self) -> bool:
+        """Put the nodes into topological order, a node as late as its first reader wants it; False where they form a circle."""
+        ordered: dict[Node, None] = {}
+        on_the_way: set[Node] = set()
+        for last in self.nodes:
+            stack = [last]
+            while stack:
+                node = stack[-1]
+                if node in ordered:
+                    stack.pop()
+                    continue
+                read = (value.producer for value in (*node.inputs, *node.captures) if value is not None)
+                waiting = [maker for maker in read if maker is not None and maker not in ordered]
+                if not waiting:
+                    ordered[node] = None
+                    on_the_way.discard(stack.pop())
+                elif node in on_the_way:
+                    return False
+                else:
+                    on_the_way.add(node)
+                    stack += waiting
+        self.nodes = list(ordered)
+        return True
+
     def round_constants(self) -> None:
         """Round every pending constant to its stored type, once."""
         for value in self.constants():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from normfold.graph import Dim, Graph, Node, Value
+from normfold.graph import Dim, Gauge, Graph, Node, Value
 
 SHORTEST = 2
 
@@ -27,7 +27,7 @@ class _Run:
 
 
 def collect(graph: Graph, sequence: Value, places: Mapping[Value, int]) -> None:
-    """Rewire every Concat of elements of `sequence` [T, B, H].  places: value [B, H] -> its place."""
+    """Rewire every Concat of elements of `sequence` [T, B, ...].  places: value [B, ...] -> its place."""
     readers: dict[Node, None] = {}
     for value in places:
         for use in value.uses:
@@ -48,11 +48,12 @@ def _element(value: Value | None, places: Mapping[Value, int]) -> tuple[int, int
     source = node.inputs[0] if node is not None and node.kind in ("Unsqueeze", "Reshape") and node.inputs else None
     if node is None or source is None or source not in places or source.shape is None or value.shape is None:
         return None
+    rank = len(source.shape) + 1
     if node.kind == "Unsqueeze":
         axes = node.attrs.get("axes", ())
-        return (places[source], int(axes[0]) % 3) if len(axes) == 1 else None
-    for axis in range(3):
-        if len(value.shape) == 3 and value.shape == (*source.shape[:axis], 1, *source.shape[axis:]):
+        return (places[source], int(axes[0]) % rank) if len(axes) == 1 else None
+    for axis in range(rank):
+        if value.shape == (*source.shape[:axis], 1, *source.shape[axis:]):
             return places[source], axis
     return None
 
@@ -66,7 +67,7 @@ def _rewire(graph: Graph, node: Node, sequence: Value, places: Mapping[Value, in
     open_run: _Run | None = None
     for slot, value in enumerate(node.inputs):
         element = _element(value, places)
-        if element is None or (element[1] is not None and element[1] != axis) or (element[1] is None and rank != 2):
+        if element is None or (axis != element[1] if element[1] is not None else not _mergeable(sequence, axis)):
             open_run = None
         elif open_run is None or not open_run.takes(*element):
             open_run = _Run(slot, *element)
@@ -96,6 +97,13 @@ def _rewire(graph: Graph, node: Node, sequence: Value, places: Mapping[Value, in
     graph.remove([node])
     if whole is not sequence or graph.is_output(whole):
         graph.rename(whole, old.name)
+        whole.gauges = old.gauges
+
+
+def _mergeable(sequence: Value, axis: int) -> bool:
+    """True where the axis of the steps can be merged into axis `axis` of the elements: all sizes from there on are known."""
+    shape = sequence.shape or ()
+    return axis + 1 < len(shape) and all(isinstance(size, int) for size in shape[axis + 1 if axis else 2 :])
 
 
 def _joined(graph: Graph, node: Node, sequence: Value, run: _Run, axis: int) -> Value:
@@ -105,6 +113,7 @@ def _joined(graph: Graph, node: Node, sequence: Value, run: _Run, axis: int) -> 
 
     def add(kind: str, source: Value, sizes: list[Dim], **attrs: object) -> Value:
         made = graph.value(f"{name}_{kind.lower()}", sizes, source.dtype)
+        made.gauges = (Gauge.none(),)
         graph.insert_before(node, Node(kind, [source], [made], dict(attrs), made.name, node.module))
         return made
 
@@ -114,10 +123,13 @@ def _joined(graph: Graph, node: Node, sequence: Value, run: _Run, axis: int) -> 
         shape = [run.count, *shape[1:]]
         value = add("Slice", value, shape, starts=(run.start,), ends=(end,), axes=(0,), steps=(run.step,))
     if run.at is not None:
-        perm = {0: (0, 1, 2), 1: (1, 0, 2), 2: (1, 2, 0)}[axis]
+        perm = (*range(1, axis + 1), 0, *range(axis + 1, len(shape)))
         return value if axis == 0 else add("Transpose", value, [shape[place] for place in perm], perm=perm)
     if axis == 0:
-        return add("Reshape", value, [None, shape[2]], shape=(-1, shape[2]))
-    value = add("Transpose", value, [shape[1], shape[0], shape[2]], perm=(1, 0, 2))
-    assert isinstance(shape[2], int)
-    return add("Reshape", value, [shape[1], run.count * shape[2]], shape=(0, run.count * shape[2]))
+        return add("Reshape", value, [None, *shape[2:]], shape=(-1, *shape[2:]))
+    perm = (*range(1, axis + 1), 0, *range(axis + 1, len(shape)))
+    value = add("Transpose", value, [shape[place] for place in perm], perm=perm)
+    size, behind = shape[axis + 1], shape[axis + 2 :]
+    assert isinstance(size, int)
+    sizes = [*shape[1 : axis + 1], run.count * size, *behind]
+    return add("Reshape", value, sizes, shape=(*[0] * axis, run.count * size, *behind))

@@ -29,6 +29,13 @@ class Constants:
             return False
         return self._digest(one) == self._digest(two)
 
+    def key(self, value: Value) -> object:
+        """What is equal for equal constants; a value that is computed, or that callers may override, is its own."""
+        const = value.const
+        if const is None or value in self.graph.pinned:
+            return value
+        return const.shape, const.dtype, self._digest(const)
+
     def _digest(self, const: Constant) -> bytes:
         if const not in self._digests:
             array = np.ascontiguousarray(const.read())

@@ -13,6 +13,7 @@ from normfold.rewrites import (
     constant_channels,
     dead_shift,
     empty_channels,
+    hoist_unrolled,
     loop_bodies,
     lstm_step,
     mirrored_slope,
@@ -31,7 +32,8 @@ def rewrites() -> tuple[Rewrite, ...]:
     """Foreign rewrites, then what recognises and what makes ready, then the affine moves.
 
     Layers that the affine step should see come first; copies are made when nothing merges weights any more; empty and constant
-    channels stand right before it (one zero gamma would stop a whole layer).
+    channels stand right before it (one zero gamma would stop a whole layer).  What the steps of a loop do alike is
+    put together when nothing looks for layers step by step any more.
     """
     foreign = tuple(entry.load() for entry in entry_points(group="normfold.rewrites"))
     modules = (
@@ -51,5 +53,6 @@ def rewrites() -> tuple[Rewrite, ...]:
         mirrored_slope,
         affine,
         norm_affine,
+        hoist_unrolled,
     )
     return (*foreign, *(module.REWRITE for module in modules))
