@@ -38,7 +38,8 @@ def recurrences(graph: Graph, specs: Iterable[NormSpec]) -> dict[Node, Recurrenc
     """Where each norm of `specs` stands, by its node; those on no recurrent path are left out."""
     specs = list(specs)
     inside, borders = _inside(graph, specs)
-    beside = {spec.node: place for spec in specs if (place := _beside(spec, borders)) is not None}
+    others = [spec for spec in specs if spec.node not in inside]
+    beside = {spec.node: place for spec in others if (place := _beside(spec, borders)) is not None}
     return beside | inside | _in_bodies(graph)
 
 
@@ -99,7 +100,8 @@ def _inside(graph: Graph, specs: list[NormSpec]) -> tuple[dict[Node, Recurrence]
         weight = _weight(node)
         if weight is not None:
             readers.setdefault(weight, []).append(node)
-    loops = [chain for nodes in readers.values() if len(nodes) > 1 for chain in _chains(nodes)]
+    masks = _masks(graph, [node for nodes in readers.values() if len(nodes) > 1 for node in nodes])
+    loops = [chain for nodes in readers.values() if len(nodes) > 1 for chain in _chains(nodes, masks)]
     if not loops:
         return {}, set()
     inside: set[Node] = set()
@@ -138,17 +140,36 @@ def _same(value: Value) -> object:
     return value.param or value
 
 
-def _chains(nodes: list[Node]) -> list[list[Node]]:
+def _masks(graph: Graph, marked: Iterable[Node]) -> dict[Node, int]:
+    """For every node the `marked` ones that it is or reads, directly or not: a bit each, in graph order."""
+    own = set(marked)
+    masks: dict[Node, int] = {}
+    count = 0
+    for node in graph.nodes:
+        mask = 0
+        for value in (*node.inputs, *node.captures):
+            if value is not None and value.producer is not None:
+                mask |= masks.get(value.producer, 0)  # 0: of the graph around this one
+        if node in own:
+            mask |= 1 << count
+            count += 1
+        masks[node] = mask
+    return masks
+
+
+def _chains(nodes: list[Node], masks: dict[Node, int]) -> list[list[Node]]:
     """Of the readers of one weight, in graph order, the runs in which each reads what became of the first."""
-    chains: list[list[Node]] = []
-    left = nodes
-    while len(left) > 1 and len(chains) < _CHAINS:
-        reached = _reached(left[0])
-        chain = [node for node in left if node is left[0] or node in reached]
-        left = [node for node in left if node not in chain]
-        if len(chain) > 1:
-            chains.append(chain)
-    return chains
+    firsts = 0  # the bits of those that read no other
+    chains: dict[int, list[Node]] = {}  # by the bit of the first
+    for node in nodes:
+        before = masks[node] & firsts
+        if before:
+            chains[before & -before].append(node)
+        else:
+            own = 1 << (masks[node].bit_length() - 1)  # bits are given in graph order: a node's own is its highest
+            firsts |= own
+            chains[own] = [node]
+    return [chain for chain in chains.values() if len(chain) > 1][:_CHAINS]
 
 
 def _reached(start: Node) -> set[Node]:
