@@ -23,16 +23,21 @@ _NORMS = frozenset(
     "BatchNormalization InstanceNormalization GroupNormalization LayerNormalization RMSNormalization LpNormalization".split()
 )
 _HOLDERS = frozenset(("Loop", "Scan", "If"))
+_STEP = frozenset(
+    "Gemm MatMul Add Sub Mul Div Neg Sigmoid Tanh Relu Split Slice Gather Squeeze Unsqueeze Reshape Transpose Concat Identity "
+    "Constant".split()
+)
+"""What the body of a loop is made of that may be a recurrent cell."""
 
 
 def read_bodies(node: Node, origin: ir.Node, captured: Sequence[ir.Value], graph: Graph, model: ir.Model) -> dict[str, Graph]:
-    """Views of the bodies of `node` by attribute name, where norms stand in them; empty where one cannot be viewed.
+    """Views of the bodies of `node` by attribute name, where norms or a recurrent cell stand in them; empty where one cannot be.
 
     captured: what the bodies read of the enclosing graph, whose views are `node.captures`.
     """
     from normfold.capture.onnx import from_onnx
 
-    if node.kind not in _HOLDERS or not norms_inside(origin):
+    if node.kind not in _HOLDERS or not (norms_inside(origin) or _may_be_cell(node, origin)):
         return {}
     graphs = {name: item.as_graph() for name, item in origin.attributes.items() if item.type == ir.AttributeType.GRAPH}
     views: dict[str, Graph] = {}
@@ -44,6 +49,12 @@ def read_bodies(node: Node, origin: ir.Node, captured: Sequence[ir.Value], graph
             return {}
         tidy(views[name])
     return views
+
+
+def _may_be_cell(node: Node, origin: ir.Node) -> bool:
+    """True for a loop whose body is products, additions and the functions of gates, and nothing else."""
+    kinds = {inner.op_type for body in subgraphs(origin) for inner in all_nodes(body)}
+    return node.kind != "If" and kinds <= _STEP and bool(kinds & {"Gemm", "MatMul"}) and bool(kinds & {"Tanh", "Relu"})
 
 
 def norms_inside(origin: ir.Node) -> int:

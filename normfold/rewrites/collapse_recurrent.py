@@ -193,7 +193,8 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     module = label if any(node.module == label or node.module.startswith(f"{label}.") for node in graph.nodes) else ""
     name = label.rpartition(".")[2] or "recurrent"
     w = Writer(graph, name, module, first_place(graph, anchors))
-    parts = [sequence(w, steps, source, peeled) for source in steps.sources]
+    first = steps.first + int(peeled and not steps.reverse)
+    parts = [sequence(w, source, first, steps.count - peeled) for source in steps.sources]
     if len({part.shape[:2] for part in parts if part.shape is not None}) != 1:
         raise NotStandard("not-a-cell", "sequences of several batch sizes")
     if not all(same_batch(parts[0], leaf) for leaf in item.leaves):

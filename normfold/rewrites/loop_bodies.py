@@ -9,7 +9,7 @@ computes what it computed, and with it every step.  The statistics of a norm in 
 
 Constants that a body alone read of the graph around it move into the body when they are changed; weights that others read too
 stay as they are, and with them the norms beside them.  A body is left alone where it hands on a value of the graph around it, or
-where its names are taken elsewhere.  It does not make one LSTM of a Scan.
+where its names are taken elsewhere.  A body that is a whole cell has become one layer before (`collapse_loop`).
 """
 
 from __future__ import annotations

@@ -12,11 +12,10 @@ from normfold.graph import Constant, Dim, Gauge, Graph, Node, Value
 from normfold.rewrites.ranges import fits
 from normfold.rewrites.recurrent_sources import Source
 from normfold.rewrites.recurrent_states import Recurrence
-from normfold.rewrites.recurrent_steps import Steps
 from normfold.rewrites.recurrent_symbols import layout
 
 END = (1 << 63) - 1
-_MOVES = frozenset("Expand Unsqueeze Squeeze Reshape Identity Slice Gather Split Transpose".split())
+_MOVES = frozenset("Expand Unsqueeze Squeeze Reshape Identity Slice Gather Split Transpose Cast CastLike".split())
 _ZEROS = frozenset(("aten::new_zeros", "aten::zeros", "aten::zeros_like"))
 
 
@@ -54,8 +53,8 @@ def first_place(graph: Graph, values: Sequence[Value]) -> int:
     return max((place + 1 for place, node in enumerate(graph.nodes) if node in producers), default=0)
 
 
-def sequence(w: Writer, steps: Steps, source: Source, peeled: bool) -> Value:
-    """The elements that the loop reads, as [T, B, I]."""
+def sequence(w: Writer, source: Source, first: int, count: Dim) -> Value:
+    """The elements [first, first + count) of a sequence, as [T, B, I]."""
     value, axis = source.value, source.axis
     shape = value.shape
     element = next(iter(source.taken))
@@ -88,11 +87,9 @@ def sequence(w: Writer, steps: Steps, source: Source, peeled: bool) -> Value:
     if not long:
         shape = [shape[0], 1, shape[1]]
         value = w.add("Unsqueeze", [value], shape, "x", axes=(1,))
-    first, count = steps.first, steps.count - peeled
-    first += peeled and not steps.reverse
-    if shape[0] != count:
+    if shape[0] != count and isinstance(count, int):
         ends = (first + count,)
-        value = w.add("Slice", [value], [count, *shape[1:]], "x", starts=(int(first),), ends=ends, axes=(0,), steps=(1,))
+        value = w.add("Slice", [value], [count, *shape[1:]], "x", starts=(first,), ends=ends, axes=(0,), steps=(1,))
     return value
 
 

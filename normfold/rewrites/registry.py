@@ -9,6 +9,7 @@ from normfold.rewrites import (
     affine,
     branches,
     chains,
+    collapse_loop,
     collapse_recurrent,
     constant_channels,
     dead_shift,
@@ -37,6 +38,7 @@ def rewrites() -> tuple[Rewrite, ...]:
     """
     foreign = tuple(entry.load() for entry in entry_points(group="normfold.rewrites"))
     modules = (
+        collapse_loop,
         loop_bodies,
         collapse_recurrent,
         lstm_step,
