@@ -54,8 +54,18 @@ class Result:
 
     @property
     def module(self) -> Any:
-        """The rewritten model as a callable nn.Module; None for an ONNX input."""
-        return None if self.program is None else self.program.module()
+        """The rewritten model as a callable nn.Module; None for an ONNX input.
+
+        What a model with a state of its own (a buffer that forward writes to) does to it stays in that module.
+        """
+        if self.program is None:
+            return None
+        module = self.program.module()
+        for name in self.program.graph_signature.buffers_to_mutate.values():
+            owner, _, leaf = name.rpartition(".")
+            held = module.get_submodule(owner)
+            setattr(held, leaf, getattr(held, leaf).clone())
+        return module
 
     def save(self, path: str | Path, *, force: bool = False) -> list[Path]:
         """Write the result in the format that the suffix names (.onnx, .pt2); returns the files.

@@ -29,6 +29,21 @@ class Divided(nn.Module):
         return torch.relu(F.avg_pool2d(self.bn(self.conv(x)), 2, divisor_override=3))
 
 
+class Counted(nn.Module):
+    """The state that a model keeps from call to call."""
+
+    calls: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.bn(self.conv(x)) * self.calls
+
+
 X = torch.randn(2, 3, 8, 8)
 
 
@@ -57,6 +72,16 @@ def test_a_suffix_names_a_format(tmp_path: Path) -> None:
         result.save(tmp_path / "net.pt")
     with pytest.raises(UsageError, match=r"written as \.onnx"):
         optimize(conv_bn(), verify=False).save(tmp_path / "net.pt2")
+
+
+def test_running_the_result_does_not_change_what_is_saved(tmp_path: Path) -> None:
+    result = optimize(randomised(Counted()), (X,), proof_seconds=2)
+    module = result.module
+    first, second = (module(X).clone() for _ in range(2))
+    assert torch.allclose(second, 2 * first), "it keeps its state"
+    result.save(tmp_path / "net.pt2")
+    assert torch.equal(torch.export.load(tmp_path / "net.pt2").module()(X), first)
+    assert torch.equal(result.module(X), first)
 
 
 # ---- what the checker and the runtime say of the file -----------------------------------------------------------------------
