@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from normfold.errors import CannotTell, NormfoldError, ResultDiffers
+from normfold.graph import Graph
 from normfold.pipeline.options import Options
 from normfold.pipeline.rewriting import Outcome, rewrite, undone
 from normfold.pipeline.routes import Route
@@ -34,7 +35,7 @@ Write = Callable[[str], Path]
 
 @dataclass(frozen=True)
 class Blamed:
-    """The rewrite that made a difference, the layers that it was made on, and the comparison that shows it."""
+    """The rewrite that made a difference ("": none did), the layers that it was made on, and the comparison that shows it."""
 
     rule: str
     targets: tuple[str, ...]
@@ -53,10 +54,10 @@ def prove(route: Route, outcome: Outcome, suffixes: list[str], write: Write, opt
             break
         judgement, feed, suffix = failure
         blamed = None if len(taken_back) + 1 >= ATTEMPTS else blame(route, outcome, judgement, feed, suffix, write)
-        if blamed is None:
+        if blamed is None or not blamed.rule:
             record.comparisons += judgement.comparisons
             undone(record.findings, REFUSALS["undone"])
-            raise _differs(judgement)
+            raise _differs(judgement) if blamed is None else _written_otherwise(route, blamed.failed, suffix)
         if len(taken_back) >= BY_LAYER:
             blamed = replace(blamed, targets=())
         taken_back.append(blamed)
@@ -72,16 +73,26 @@ def prove(route: Route, outcome: Outcome, suffixes: list[str], write: Write, opt
     return outcome
 
 
-def blame(route: Route, outcome: Outcome, judgement: Judgement, feed: Feed, suffix: str, write: Write) -> Blamed | None:
-    """The rewrite that made the difference that `judgement` found on `feed`; None when no rewrite did.
+def prove_also(route: Route, graph: Graph, path: Path, options: Options, record: Record) -> None:
+    """Judge one more artefact of a result, `path`, that was written from its view `graph`.
 
-    The views after each rewrite are certified in their order; where all pass, each is written and judged as an artefact.
+    Raises ResultDiffers when it does not pass, CannotTell when it cannot be judged.
+    """
+    failure = _judged(route, Outcome(graph), [path.suffix], lambda suffix: path, options, record)
+    if failure is not None:
+        record.comparisons += failure[0].comparisons
+        raise _written_otherwise(route, failure[0].failed[0], path.suffix)
+
+
+def blame(route: Route, outcome: Outcome, judgement: Judgement, feed: Feed, suffix: str, write: Write) -> Blamed | None:
+    """The rewrite that made the difference that `judgement` found on `feed`; None where none can be told.
+
+    The views after each rewrite are certified in their order; where all pass, each is written and judged as an artefact.  The
+    rule is "" where the model as it came differs already once it is written.
     """
     from normfold.verify import locate
     from normfold.verify.blind import made_up
 
-    if not outcome.steps:
-        return None
     graphs = [step.graph for step in outcome.steps]
     given = made_up(route.graph, feed.arrays) if judgement.blind else None
     found = locate.first_wrong_step(route.graph, graphs, feed, given=given)
@@ -98,7 +109,7 @@ def blame(route: Route, outcome: Outcome, judgement: Judgement, feed: Feed, suff
         except NormfoldError as error:
             failed = Comparison("G3", "the result", feed.label, float("inf"), 0.0, False, str(error))
         if failed is not None:
-            return None if step is None else Blamed(step.rule, (), failed)
+            return Blamed("" if step is None else step.rule, (), failed)
     return None
 
 
@@ -188,6 +199,17 @@ def _differs(judgement: Judgement) -> ResultDiffers:
         f"the result differs from the original: gate {worst.gate} on {worst.subject} ({worst.family} inputs), error "
         f"{worst.error:.3g} where {worst.allowed:.3g} is allowed; nothing was written. "
         "This is a defect of normfold: please report it"
+    )
+
+
+def _written_otherwise(route: Route, failed: Comparison, suffix: str) -> ResultDiffers:
+    """The error for a view that is right and a file of it that is not."""
+    exported = suffix == ".onnx" and route.default != ".onnx"
+    writer = "torch.onnx.export writes this model as one that computes something else" if exported else "the file differs"
+    advice = "write the .pt2, and report it to PyTorch" if exported else "this is a defect of normfold: please report it"
+    return ResultDiffers(
+        f"{writer}: gate {failed.gate} on {failed.subject} ({failed.family} inputs), error "
+        f"{failed.error:.3g} where {failed.allowed:.3g} is allowed; nothing was written. What to do: {advice}"
     )
 
 

@@ -180,7 +180,7 @@ class TorchRoute:
         return self._onnx
 
     def write(self, path: Path, *, force: bool = False) -> list[Path]:
-        if path.suffix == ".pt2":
+        if path.suffix.lower() == ".pt2":
             from normfold.export.to_torch import save_program
 
             save_program(self.program, path, force=force)

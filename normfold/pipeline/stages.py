@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from normfold.export.manifest import write_manifest
 from normfold.graph import Graph
 from normfold.load import Loaded
 from normfold.pipeline.options import Options, check_outputs
-from normfold.pipeline.proving import Write, inputs_of, prove
+from normfold.pipeline.proving import Write, inputs_of, prove, prove_also
 from normfold.pipeline.rewriting import rewrite, size_of, undone
 from normfold.pipeline.routes import Route, feeds_by_name, open_route
 from normfold.pipeline.versions import versions
@@ -32,12 +32,15 @@ CONFIDENCE = 0.99  # a verdict "slower" undoes the fold, so it must not be drawn
 class Result:
     """What `optimize` returns.
 
-    record: everything that was learnt.  graph: the rewritten view.
+    record: everything that was learnt.  graph: the rewritten view.  options: as asked.  judged: suffixes of the formats that
+    were judged.
     """
 
     record: Record
     graph: Graph
     route: Route
+    options: Options = field(default_factory=Options)
+    judged: set[str] = field(default_factory=set[str])
 
     @property
     def program(self) -> Any:
@@ -51,12 +54,36 @@ class Result:
 
     @property
     def module(self) -> Any:
-        """The rewritten model as a callable nn.Module; None for an ONNX input."""
-        return None if self.program is None else self.program.module()
+        """The rewritten model as a callable nn.Module; None for an ONNX input.
+
+        What a model with a state of its own (a buffer that forward writes to) does to it stays in that module.
+        """
+        if self.program is None:
+            return None
+        module = self.program.module()
+        for name in self.program.graph_signature.buffers_to_mutate.values():
+            owner, _, leaf = name.rpartition(".")
+            held = module.get_submodule(owner)
+            setattr(held, leaf, getattr(held, leaf).clone())
+        return module
 
     def save(self, path: str | Path, *, force: bool = False) -> list[Path]:
-        """Write the result in the format that the suffix names (.onnx, .pt2); returns the files."""
-        return self.route.write(Path(path), force=force)
+        """Write the result in the format that the suffix names (.onnx, .pt2); returns the files.
+
+        A format that `optimize` did not judge is judged now (unless it was told to judge nothing): the exporter may err.
+        Raises UsageError where the place or the suffix is not right, ResultDiffers when the file does not pass, CannotTell when
+        it cannot be judged; nothing is written then.
+        """
+        path = Path(path)
+        check_outputs((path,), kind=self.route.loaded.kind, source=None, force=force, in_place=False)
+        suffix = path.suffix.lower()
+        if self.options.verify and suffix not in self.judged:
+            with tempfile.TemporaryDirectory(prefix="normfold-") as folder:
+                copy = Path(folder) / f"result{suffix}"
+                self.route.write(copy, force=True)
+                prove_also(self.route, self.graph, copy, self.options, self.record)
+            self.judged.add(suffix)
+        return self.route.write(path, force=force)
 
 
 def run(loaded: Loaded, options: Options, record: Record) -> Result:
@@ -84,7 +111,7 @@ def run(loaded: Loaded, options: Options, record: Record) -> Result:
         record.applied, record.after = earlier + outcome.applied, size_of(outcome.graph)
     with tempfile.TemporaryDirectory(prefix="normfold-") as name:
         folder = Path(name)
-        suffixes = list(dict.fromkeys([path.suffix for path in outputs] or [route.default]))
+        suffixes = list(dict.fromkeys([path.suffix.lower() for path in outputs] or [route.default]))
         written: dict[str, list[Path]] = {}
 
         def write(suffix: str) -> Path:
@@ -96,7 +123,7 @@ def run(loaded: Loaded, options: Options, record: Record) -> Result:
             with _stage(record, "verify", but="write"):
                 outcome = prove(route, outcome, suffixes, write, options, record)
             record.applied, record.after = earlier + outcome.applied, size_of(outcome.graph)
-        result = Result(record, outcome.graph, route)
+        result = Result(record, outcome.graph, route, options, set(suffixes) if options.verify else set())
         tidied = _tidied(result, suffixes, written, write, folder, options)
         if options.timing:
             with _stage(record, "timing"):
@@ -218,7 +245,7 @@ def _unchanged(loaded: Loaded, options: Options, record: Record) -> Result:
     route.finish(route.graph)
     undone(record.findings, slower)
     record.applied, record.inserted, record.after = [], {}, record.before
-    result = Result(record, route.graph, route)
+    result = Result(record, route.graph, route, options)
     _write(result, _outputs(loaded, options), {}, options)
     return result
 
@@ -231,7 +258,7 @@ def _write(result: Result, outputs: tuple[Path, ...], tidied: dict[str, bytes], 
         return
     force = options.force or options.in_place
     for path in outputs:
-        data = tidied.get(path.suffix)
+        data = tidied.get(path.suffix.lower())
         if data is None:
             files = result.route.write(path, force=force)
         else:

@@ -6,22 +6,18 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx.helper
 import pytest
 import torch
 from torch import nn
 
 from normfold.api import optimize
-from normfold.errors import CannotTell, ResultDiffers, UsageError
-from normfold.export.to_onnx import FileCheck
+from normfold.errors import UsageError
 from normfold.load import load
 from normfold.ops import op_rules
 from normfold.ops.rule import OpRule
 from normfold.pipeline import Options, run
 from normfold.record import Record, Timing
 from normfold.rewrites import Rewrite, Rewritten, rewrites
-from onnx_models import conv_bn
 from routes import exported, randomised
 
 
@@ -141,40 +137,3 @@ def test_other_packages_add_ops_and_rewrites(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_entry_point_groups_are_read_from_installed_packages() -> None:
     assert list(importlib.metadata.entry_points(group="normfold.ops")) == []
-
-
-# ---- what the checker and the runtime say of the file -----------------------------------------------------------------------
-
-
-def test_what_the_checker_says_of_the_original_too_does_not_stop_the_result() -> None:
-    source = conv_bn()
-    source.graph.output[0].type.tensor_type.ClearField("shape")  # as several exporters leave it; every runtime takes it
-    record = optimize(source).record
-    assert record.passed and record.findings[0].outcome == "deleted"
-    assert any("as it does of the original" in note and "shape" in note for note in record.notes)
-
-
-@pytest.mark.parametrize(("last", "message"), [("Unheard", "takes neither"), ("BatchNormalization", "does not take the model")])
-def test_a_model_that_the_runtime_does_not_take_cannot_be_judged(last: str, message: str, tmp_path: Path) -> None:
-    """An op of another domain, which stays; and a BatchNormalization of an opset that no runtime has, which goes."""
-    source = (
-        conv_bn(opset=6, ir=3, listed=[item.name for item in conv_bn().graph.initializer]) if last != "Unheard" else conv_bn()
-    )
-    if last == "Unheard":
-        relu = next(node for node in source.graph.node if node.op_type == "Relu")
-        relu.op_type, relu.domain = last, "elsewhere"
-        source.opset_import.append(onnx.helper.make_opsetid("elsewhere", 1))
-    else:
-        source = conv_bn(opset=6, ir=3, listed=[item.name for item in source.graph.initializer])
-        norm = next(node for node in source.graph.node if node.op_type == last)
-        norm.attribute.append(onnx.helper.make_attribute("is_test", 1))
-    with pytest.raises(CannotTell, match=f"{message}.*--no-verify writes"):
-        optimize(source, outputs=[tmp_path / "net.onnx"])
-    assert not list(tmp_path.iterdir())
-
-
-def test_what_is_said_of_the_result_alone_stops_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = {"result.onnx": FileCheck("", "it does not load"), "before.onnx": FileCheck("no shape", "")}
-    monkeypatch.setattr("normfold.export.to_onnx.check", lambda path: said[Path(path).name])
-    with pytest.raises(ResultDiffers, match="not accepted: it does not load"):
-        optimize(conv_bn())
