@@ -91,6 +91,13 @@ def _frozen(net: Any, x: torch.Tensor) -> torch.Tensor:
     return (net.conv(x) - net.mean) / net.deviation * net.gamma + net.beta
 
 
+def _frozen_torchvision(net: Any, x: torch.Tensor) -> torch.Tensor:
+    """torchvision.ops.FrozenBatchNorm2d, and DETR's: the scale and the bias are computed in forward."""
+    weight, bias, mean, deviation = (item.reshape(1, -1, 1, 1) for item in (net.gamma, net.beta, net.mean, net.deviation))
+    scale = weight * (deviation.square() + 1e-5).rsqrt()
+    return net.conv(x) * scale + (bias - mean * scale)
+
+
 def _frozen_parts(channels: int) -> dict[str, nn.Parameter]:
     return {name: nn.Parameter(torch.rand(1, channels, 1, 1) + 0.5) for name in ("mean", "deviation", "gamma", "beta")}
 
@@ -231,6 +238,7 @@ CASES: dict[str, Case] = {
         (2, 6, 5),
     ),
     "frozen BN arithmetic": Case(lambda: Net(_frozen, conv=conv(4, 6, 3, 1), **_frozen_parts(6)), ""),
+    "frozen BN arithmetic, computed": Case(lambda: Net(_frozen_torchvision, conv=conv(4, 6, 3, 1), **_frozen_parts(6)), ""),
     "preprocessing arithmetic in front of an unpadded conv": Case(
         lambda: Net(lambda m, x: m.conv((x - m.mean) / m.deviation), conv=conv(4, 6, 3), **_frozen_parts(4)), ""
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from normfold.capture.aten_spell import Arg, Fixed, Read, Spelled, spelling
@@ -28,6 +29,14 @@ def _pow(read: Read) -> Spelled | None:
     if not read.same_type("self", "exponent") or not is_float(read.out_dtype):
         return None
     return Spelled("Pow", ["self", "exponent"])
+
+
+@spelling("rsqrt")
+def _rsqrt(read: Read) -> Spelled | None:
+    """ONNX has no such op; frozen norms written out (torchvision, DETR) compute their scale with it."""
+    if not read.same_type("self") or not is_float(read.out_dtype):
+        return None
+    return Spelled("Pow", ["self", Fixed(np.array(-0.5, read.out_dtype))])
 
 
 @spelling("square")

@@ -263,7 +263,7 @@ def test_pointwise():
         "Max", "Min", "Where", "Where",
         "Relu", "LeakyRelu", "PRelu", "PRelu", "Clip", "Clip", "Clip",
         "Sigmoid", "Tanh", "Swish", "Gelu", "Gelu", "Elu", "HardSwish", "HardSigmoid",
-        "Abs", "Neg", "Exp", "Sqrt", "aten::rsqrt", "aten::softplus", "Erf", "Mish", "Selu",
+        "Abs", "Neg", "Exp", "Sqrt", "Pow", "aten::softplus", "Erf", "Mish", "Selu",
         "Softmax", "LogSoftmax", "Cast", "Cast", "And", "aten::floor_divide", "aten::floor_divide", "Where",
     ]  # fmt: skip
     slopes = [node.input(1) for node in graph.nodes if node.kind == "PRelu"]
