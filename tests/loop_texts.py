@@ -79,7 +79,7 @@ net (float[N, 3] x, float[N, 4] h0) => (float[N, 4] y)
 }"""
 
 
-def model(text: str) -> onnx.ModelProto:
+def model(text: str, opset: int = 17) -> onnx.ModelProto:
     rng = np.random.default_rng(0)
     graph = onnx.parser.parse_graph(text)
     tensors: dict[str, Array] = {
@@ -96,7 +96,7 @@ def model(text: str) -> onnx.ModelProto:
         onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in tensors.items() if name in used
     )
     made = onnx.helper.make_model(
-        graph, opset_imports=[onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("acme", 1)], ir_version=8
+        graph, opset_imports=[onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid("acme", 1)], ir_version=8
     )
     onnx.checker.check_model(made, full_check=True)
     return made

@@ -39,6 +39,8 @@ def read_bodies(node: Node, origin: ir.Node, captured: Sequence[ir.Value], graph
 
     if node.kind not in _HOLDERS or not (norms_inside(origin) or _may_be_cell(node, origin)):
         return {}
+    if node.kind == "Scan" and model.opset_imports.get("", 9) < 9:  # it had a batch axis of its own, and lengths in front
+        return {}
     graphs = {name: item.as_graph() for name, item in origin.attributes.items() if item.type == ir.AttributeType.GRAPH}
     views: dict[str, Graph] = {}
     for name, body in graphs.items():

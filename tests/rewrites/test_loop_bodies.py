@@ -163,3 +163,16 @@ def test_the_model_is_as_it_came_when_nothing_is_written_back() -> None:
     rewrite(graph, Options(objective="norms"))
     again = onnx.load_from_string(proto_bytes(to_model(graph)))
     assert [node.op_type for body in bodies(again) for node in body.node].count("BatchNormalization") == 2
+
+
+@pytest.mark.parametrize("lengths", ["", "lengths"])
+def test_the_scan_of_opset_8_is_left(lengths: str) -> None:
+    """It reads lengths first, and every input has a batch axis in front."""
+    text = SCAN.replace("float[T, N, 3] x", "int64[1] lengths, float[1, T, N, 3] x")
+    text = text.replace("float[N, 4] h0) =>", "float[1, N, 4] h0) =>").replace("(float[N, 4] last", "(float[1, N, 4] last")
+    text = text.replace("float[T, N, 4] all", "float[1, T, N, 4] all").replace("(h0, x)", f"({lengths}, h0, x)")
+    made = model(text, opset=8)
+    graph = from_onnx(made)
+    tidy(graph)
+    outcome = rewrite(graph, Options(objective="norms"))
+    assert [node.kind for node in outcome.graph.nodes] == ["Scan"] and not outcome.graph.nodes[0].bodies
