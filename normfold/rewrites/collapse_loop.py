@@ -17,6 +17,7 @@ recurrent layers do not (a Scan of no step it refuses by itself).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,9 +92,9 @@ class _Loop:
     collected: list[tuple[Value, Value, int, bool]]
 
 
-def _read(node: Node) -> _Loop:
+def _read(node: Node, pinned: Collection[Value]) -> _Loop:
     """Raises NotStandard where it does not go through whole sequences."""
-    return _read_scan(node) if node.kind == "Scan" else _read_loop(node)
+    return _read_scan(node) if node.kind == "Scan" else _read_loop(node, pinned)
 
 
 def _read_scan(node: Node) -> _Loop:
@@ -128,13 +129,15 @@ def _read_scan(node: Node) -> _Loop:
     )
 
 
-def _read_loop(node: Node) -> _Loop:
+def _read_loop(node: Node, pinned: Collection[Value]) -> _Loop:
     """A loop that takes element t of sequences around it, a constant number of times."""
     body, (limit, going, *given) = node.bodies["body"], node.inputs
     number, condition, *rest = body.inputs
     states = len(given)
     if any(value is None for value in given):
         raise NotStandard("not-a-cell", "a state without a start")
+    if limit in pinned or going in pinned:
+        raise NotStandard("not-a-cell", "how many steps it makes is up to the caller")
     if limit is None or limit.const is None or int(limit.const.read().reshape(-1)[0]) < 1:
         raise NotStandard("not-a-cell", "how many steps it makes is not known: it may be none")
     on = body.outputs[0]
@@ -194,7 +197,7 @@ def _steps(loop: _Loop) -> Steps:
 
 def _replaced(graph: Graph, node: Node) -> tuple[str, list[str]]:
     """Put one layer in the place of `node`; returns its kind and the names of its weights.  Raises NotStandard."""
-    loop = _read(node)
+    loop = _read(node, graph.pinned)
     if any(leaf.dtype != np.float32 for leaf in loop.leaves):
         raise NotStandard("not-a-cell", "it computes in another type than float32")
     steps = _steps(loop)
@@ -233,7 +236,7 @@ def _write(graph: Graph, node: Node, loop: _Loop, item: Recurrence, cell: Cell) 
         assert x.shape is not None
         width = sum(size for part in parts if part.shape is not None and isinstance(size := part.shape[2], int))
         x = w.add("Concat", list(parts), (*x.shape[:2], width), "x", axis=2)
-    built = Built(w, item, cell, x, [start(w, loop.starts[place], loop.leaves[place]) for place in order])
+    built = Built(w, item, cell, x, [start(w, loop.starts[place], loop.leaves[place], x) for place in order])
     pairs: list[tuple[Value, Value]] = []
     h = w.add("Squeeze", [built.node.outputs[1]], (built.batch, built.hidden), "last", axes=(0,))
     lasts = [h, built.last_c()] if len(order) > 1 else [h]

@@ -200,7 +200,7 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     if not all(same_batch(parts[0], leaf) for leaf in item.leaves):
         raise NotStandard("not-a-cell", "one sequence for a whole batch of states")
     x = parts[0] if len(parts) == 1 else w.add("Concat", list(parts), _joined(parts), "x", axis=2)
-    starts = [None if zeros else start(w, begins[place], item.leaves[place]) for place in order]
+    starts = [None if zeros else start(w, begins[place], item.leaves[place], x) for place in order]
     built = Built(w, item, cell, x, starts)
     olds: list[tuple[Value, Value]] = []
     places: dict[Value, int] = {}

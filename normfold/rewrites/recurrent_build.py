@@ -126,12 +126,21 @@ def same_batch(x: Value, state: Value) -> bool:
     return mine == other or (1 not in (mine, other) and not (isinstance(mine, int) and isinstance(other, int)))
 
 
-def start(w: Writer, value: Value, like: Value) -> Value | None:
-    """A state before the first step as [1, B, H]; None for zeros.  `like`: the state between steps."""
+def start(w: Writer, value: Value, like: Value, x: Value) -> Value | None:
+    """A state before the first step as [1, B, H]; None for zeros.  like: the state between steps.  x: the sequence [T, B, I].
+
+    Zeros of a batch with another name than that of x are handed over: where the sizes are not the same, x of one row was
+    broadcast to it, and the layer must not run with that one row.
+    """
     found = layout(like.shape)
-    if is_zero(w.graph, value) or found is None:
+    if found is None or (is_zero(w.graph, value) and not _of_another_batch(value, found[0], x)):
         return None
     return _as_matrix(w, value, found[0], "start")
+
+
+def _of_another_batch(value: Value, lead: int, x: Value) -> bool:
+    names = [size for size in (value.shape or ())[:lead] if isinstance(size, str)]
+    return x.shape is not None and any(name != x.shape[1] for name in names)
 
 
 def _as_matrix(w: Writer, value: Value, lead: int, suffix: str) -> Value:

@@ -151,6 +151,35 @@ def test_what_is_to_be_kept_keeps_the_loop() -> None:
     assert {finding.node: finding.outcome for finding in outcome.findings} == {"an": "kept", "bn": "deleted"}
 
 
+def test_a_number_of_steps_that_callers_may_change_stays() -> None:
+    proto = model(FIXED)
+    proto.graph.node.remove(next(node for node in proto.graph.node if list(node.output) == ["steps"]))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(4, np.int64), "steps"))
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("steps", onnx.TensorProto.INT64, []))
+    graph = from_onnx(proto)
+    tidy(graph)
+    assert "Loop" in {node.kind for node in rewrite(graph, Options(objective="norms")).graph.nodes}
+
+
+def test_one_row_is_not_run_in_the_place_of_a_batch_of_zeros() -> None:
+    """The sequence has one row and the zeros five: the loop spreads it over them, the layer refuses it."""
+    source = SCAN.replace("float[T, N, 3] x, float[N, 4] h0", "float[T, M, 3] x, float[N, 2] like").replace(
+        "last, all = Scan",
+        "size = Shape <start = 0, end = 1> (like)\n  four = Constant <value = int64[1] {4}> ()\n"
+        "  shape = Concat <axis = 0> (size, four)\n  h0 = ConstantOfShape (shape)\n  last, all = Scan",
+    )
+    proto = model(source.replace("float[N, 3] xt", "float[M, 3] xt"))
+    graph = from_onnx(proto)
+    tidy(graph)
+    outcome = rewrite(graph, Options(objective="norms"))
+    rng = np.random.default_rng(0)
+    feed = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in (("x", (4, 1, 3)), ("like", (5, 2)))}
+    assert run_onnx(proto.SerializeToString(), feed)[0].shape == (5, 4)
+    assert "RNN" in {node.kind for node in outcome.graph.nodes}
+    with pytest.raises(Exception, match="initial_h"):
+        run_onnx(proto_bytes(to_model(outcome.graph)), feed)
+
+
 class Scanned(nn.Module):
     """A cell in torch's scan."""
 
