@@ -25,7 +25,19 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match, same
 from normfold.graph import Dim, Graph, Node, Value
 from normfold.record import Applied
-from normfold.rewrites.recurrent_build import END, Built, Writer, as_state, first_place, fits_state, same_batch, sequence, start
+from normfold.rewrites.recurrent_build import (
+    END,
+    Built,
+    Writer,
+    as_state,
+    first_place,
+    fits_state,
+    hand_over,
+    input_sequence,
+    start,
+    take_names,
+)
+from normfold.rewrites.recurrent_collect import first_to
 from normfold.rewrites.recurrent_refusals import refusal
 from normfold.rewrites.recurrent_rules import RULES
 from normfold.rewrites.recurrent_sources import Source
@@ -187,11 +199,7 @@ def _steps(loop: _Loop) -> Steps:
     """The body as the one step of an unrolled loop; what the states alone lead to belongs to it as well."""
     parts = [Source(part, 0, {part: 0}) for source in loop.sequences for part in source.taken]
     steps = Steps(loop.body, parts, reverse=loop.reverse)
-    known = {*loop.leaves, *steps.masks}
-    for node in loop.body.nodes:
-        if any(value in known for value in node.inputs):
-            known.update(node.outputs)
-            steps.masks.update(dict.fromkeys(node.outputs, 1))
+    steps.include(loop.leaves)
     return steps
 
 
@@ -204,9 +212,7 @@ def _replaced(graph: Graph, node: Node) -> tuple[str, list[str]]:
     step = Step(loop.body, steps, loop.leaves, 0, RULES)
     news = [step.of(value) for value in loop.news]
     cell = match(step.atoms, {str(place): symbol.poly for place, symbol in enumerate(news)})
-    for new, leaf in zip(news, loop.leaves, strict=True):
-        if new.dims != step.known[leaf].dims or new.lead != step.known[leaf].lead:
-            raise NotStandard("not-a-cell", "the state changes its shape")
+    step.check_states(loop.leaves, news)
     order = [int(name) for name in cell.states]
     hidden = loop.leaves[order[0]]
     for inner, _, _, _ in loop.collected:
@@ -227,15 +233,7 @@ def _write(graph: Graph, node: Node, loop: _Loop, item: Recurrence, cell: Cell) 
         raise NotStandard("not-a-cell", "a start of another shape than the states")
     anchors = [*(source.value for source in loop.sequences), *loop.starts]
     w = Writer(graph, node.output.name, node.module, first_place(graph, anchors))
-    parts = [sequence(w, source, 0, loop.count) for source in loop.sequences]
-    sizes = {part.shape[1] for part in parts if part.shape is not None}
-    if len(sizes) != 1 or not all(same_batch(parts[0], leaf) for leaf in loop.leaves):
-        raise NotStandard("not-a-cell", "sequences and states of several batch sizes")
-    x = parts[0]
-    if len(parts) > 1:
-        assert x.shape is not None
-        width = sum(size for part in parts if part.shape is not None and isinstance(size := part.shape[2], int))
-        x = w.add("Concat", list(parts), (*x.shape[:2], width), "x", axis=2)
+    x = input_sequence(w, loop.sequences, loop.leaves, 0, loop.count)
     built = Built(w, item, cell, x, [start(w, loop.starts[place], loop.leaves[place], x) for place in order])
     pairs: list[tuple[Value, Value]] = []
     h = w.add("Squeeze", [built.node.outputs[1]], (built.batch, built.hidden), "last", axes=(0,))
@@ -246,23 +244,12 @@ def _write(graph: Graph, node: Node, loop: _Loop, item: Recurrence, cell: Cell) 
         every, shape = built.every, (built.count, built.batch, built.hidden)
         if turned:
             every = w.add("Slice", [every], shape, "turned", starts=(-1,), ends=(-END,), axes=(0,), steps=(-1,))
-        perm = {0: (0, 1, 2), 1: (1, 0, 2), 2: (1, 2, 0)}[axis % 3]
+        perm = first_to(axis % 3, 3)
         if axis % 3:
             every = w.add("Transpose", [every], [shape[place] for place in perm], "moved", perm=perm)
         pairs.append((output, every))
-    for old, new in pairs:
-        if old.captured:
-            raise NotStandard("state-read", "a sub-graph")
-        graph.replace_uses(old, new)
-        graph.outputs = [new if value is old else value for value in graph.outputs]
-    graph.prune()
-    alive = set(graph.values())
-    named: set[Value] = set()
-    for old, new in pairs:
-        if new in alive and new not in named:
-            graph.rename(new, old.name)
-            new.gauges = old.gauges
-            named.add(new)
+    hand_over(graph, pairs)
+    take_names(graph, pairs)
     return built
 
 

@@ -24,7 +24,17 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
-from normfold.rewrites.recurrent_build import Built, Writer, as_state, first_place, fits_state, same_batch, sequence, start
+from normfold.rewrites.recurrent_build import (
+    Built,
+    Writer,
+    as_state,
+    first_place,
+    fits_state,
+    hand_over,
+    input_sequence,
+    start,
+    take_names,
+)
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.recurrent_compare import Constants, Differs
 from normfold.rewrites.recurrent_projection import before_projection
@@ -91,7 +101,10 @@ def _loops(graph: Graph) -> Iterator[Steps]:
     """Sequences read step by step: each alone, then those of one length together; forwards and backwards."""
     found = [source for source in sources(graph) if len(set(source.taken.values())) >= SHORTEST]
     groups: list[list[Source]] = [[source] for source in found]
-    places = lambda source: tuple(sorted(set(source.taken.values())))  # noqa: E731
+
+    def places(source: Source) -> tuple[int, ...]:
+        return tuple(sorted(set(source.taken.values())))
+
     for _, alike in itertools.groupby(sorted(found, key=places), key=places):
         together = list(alike)
         if len(together) > 1:
@@ -138,11 +151,7 @@ def _collapse(graph: Graph, item: Recurrence) -> _Collapsed:
     step = Step(graph, item.steps, item.leaves, item.reference, RULES)
     news = [step.of(value) for value in item.news]
     cell = match(step.atoms, {str(place): symbol.poly for place, symbol in enumerate(news)})
-    if any(
-        new.dims != step.known[leaf].dims or new.lead != step.known[leaf].lead
-        for new, leaf in zip(news, item.leaves, strict=True)
-    ):
-        raise NotStandard("not-a-cell", "the state changes its shape")
+    step.check_states(item.leaves, news)
     if not item.complete:
         changed = item.differs is not None and item.differs.parameters
         raise NotStandard(
@@ -169,7 +178,10 @@ def _label(nodes: dict[Node, None], item: Recurrence) -> str:
 def _moved(item: Recurrence, twin: Graph) -> Recurrence:
     """The same recurrence in a clone of its graph."""
     values = {value.name: value for value in (*twin.values(), *twin.constants())}
-    of = lambda value: values[value.name]  # noqa: E731
+
+    def of(value: Value) -> Value:
+        return values[value.name]
+
     taken = [Source(of(s.value), s.axis, {of(v): place for v, place in s.taken.items()}) for s in item.steps.sources]
     steps = Steps(twin, taken, reverse=item.steps.reverse)
     begin = None if item.start is None else [of(value) for value in item.start]
@@ -194,12 +206,7 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     name = label.rpartition(".")[2] or "recurrent"
     w = Writer(graph, name, module, first_place(graph, anchors))
     first = steps.first + int(peeled and not steps.reverse)
-    parts = [sequence(w, source, first, steps.count - peeled) for source in steps.sources]
-    if len({part.shape[:2] for part in parts if part.shape is not None}) != 1:
-        raise NotStandard("not-a-cell", "sequences of several batch sizes")
-    if not all(same_batch(parts[0], leaf) for leaf in item.leaves):
-        raise NotStandard("not-a-cell", "one sequence for a whole batch of states")
-    x = parts[0] if len(parts) == 1 else w.add("Concat", list(parts), _joined(parts), "x", axis=2)
+    x = input_sequence(w, steps.sources, item.leaves, first, steps.count - peeled)
     starts = [None if zeros else start(w, begins[place], item.leaves[place], x) for place in order]
     built = Built(w, item, cell, x, starts)
     olds: list[tuple[Value, Value]] = []
@@ -213,21 +220,13 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     if len(order) > 1:
         olds.append((item.states[order[1]][-1], as_state(w, built.last_c(), item.leaves[order[1]], built.batch, built.hidden)))
     chain = {values[step].producer for values in item.states for step in range(1 if peeled else 0, steps.count)}
-    for old, new in olds:
-        if old.captured:
-            raise NotStandard("state-read", "a sub-graph")
-        graph.replace_uses(old, new)
-        graph.outputs = [new if value is old else value for value in graph.outputs]
+    hand_over(graph, olds)
     collect(graph, built.every, places)
     graph.prune()
     if any(node in chain for node in graph.nodes):
         raise NotStandard("state-read")
     built.only_last(places[matrix])
-    alive = set(graph.values())
-    for old, new in olds:
-        if new in alive:
-            graph.rename(new, old.name)
-            new.gauges = old.gauges
+    take_names(graph, olds)
     _name_apart(graph)
     return before - {value.name for value in graph.values()}
 
@@ -242,13 +241,6 @@ def _name_apart(graph: Graph) -> None:
                 count += 1
                 node.name = f"{name}_{count}"
             taken.add(node.name)
-
-
-def _joined(parts: list[Value]) -> list[int | str | None]:
-    sizes = [part.shape[2] if part.shape is not None else None for part in parts]
-    first = parts[0].shape
-    assert first is not None
-    return [first[0], first[1], sum(size for size in sizes if isinstance(size, int))]
 
 
 def twin_weights(graph: Graph, label: str) -> list[Value]:

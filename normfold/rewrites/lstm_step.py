@@ -21,7 +21,7 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
-from normfold.rewrites.recurrent_build import Built, Writer, first_place
+from normfold.rewrites.recurrent_build import Built, Writer, first_place, hand_over, take_names
 from normfold.rewrites.recurrent_rules import RULES
 from normfold.rewrites.recurrent_sources import Source
 from normfold.rewrites.recurrent_states import Recurrence
@@ -104,9 +104,7 @@ def _replaced(graph: Graph, ends: _Ends, policy: Policy) -> list[str]:
         raise NotStandard("not-a-cell", "its gates read other tensors than x and h")
     x, h = _told_apart(leaves, ends)
     steps = Steps(graph, [Source(x, 0, {x: 0})], reverse=False)
-    for node in graph.nodes:  # what h and c alone lead to belongs to the step as well
-        if any(value in (h, ends.c) or (value is not None and steps.mask(value)) for value in node.inputs):
-            steps.masks.update(dict.fromkeys(node.outputs, 1))
+    steps.include((h, ends.c))
     step = Step(graph, steps, [h, ends.c], 0, RULES)
     news = [step.of(value) for value in (ends.new_h, ends.new_c)]
     cell = match(step.atoms, {str(place): symbol.poly for place, symbol in enumerate(news)})
@@ -167,17 +165,8 @@ def _write(graph: Graph, item: Recurrence, cell: Cell, x: Value) -> None:
     built = Built(w, item, cell, rows, [w.add("Unsqueeze", [value], (1, *c.shape), "start", axes=(0,)) for value in (h, c)])
     made = w.add("Squeeze", [built.node.outputs[1]], c.shape, "h", axes=(0,))
     pairs = ((new_h, made), (new_c, built.last_c()))
-    for old, new in pairs:
-        if old.captured:
-            raise NotStandard("state-read", "a sub-graph")
-        graph.replace_uses(old, new)
-        graph.outputs = [new if value is old else value for value in graph.outputs]
-    graph.prune()
-    alive = set(graph.values())
-    for old, new in pairs:
-        if new in alive:
-            graph.rename(new, old.name)
-            new.gauges = old.gauges
+    hand_over(graph, pairs)
+    take_names(graph, pairs)
 
 
 REWRITE = Rewrite("lstm-step", "Make one LSTM of a single step that is spelled in gates.", run)

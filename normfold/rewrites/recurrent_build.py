@@ -93,6 +93,20 @@ def sequence(w: Writer, source: Source, first: int, count: Dim) -> Value:
     return value
 
 
+def input_sequence(w: Writer, sources: Sequence[Source], leaves: Sequence[Value], first: int, count: Dim) -> Value:
+    """What `count` steps from `first` on read of `sources`, joined to one [T, B, I].  leaves: the states between steps."""
+    parts = [sequence(w, source, first, count) for source in sources]
+    shapes = [part.shape for part in parts if part.shape is not None]
+    if len({shape[1] for shape in shapes}) != 1:
+        raise NotStandard("not-a-cell", "sequences of several batch sizes")
+    if not all(same_batch(parts[0], leaf) for leaf in leaves):
+        raise NotStandard("not-a-cell", "one sequence for a whole batch of states")
+    if len(parts) == 1:
+        return parts[0]
+    width = sum(shape[2] for shape in shapes if isinstance(shape[2], int))
+    return w.add("Concat", list(parts), (*shapes[0][:2], width), "x", axis=2)
+
+
 def is_zero(graph: Graph, value: Value) -> bool:
     """True for a tensor of zeros, made at run time or not."""
     if value.const is not None:
@@ -226,3 +240,23 @@ class Built:
         """h at a place of the sequence, as [B, H]."""
         index = self.w.graph.constant(f"{self.w.name}_at", np.array(place, np.int64))
         return self.w.add("Gather", [self.every, index], (self.batch, self.hidden), "h", axis=0)
+
+
+def hand_over(graph: Graph, pairs: Sequence[tuple[Value, Value]]) -> None:
+    """Give the readers of each (old, new) the new one.  Raises NotStandard where a sub-graph reads the old."""
+    for old, new in pairs:
+        if old.captured:
+            raise NotStandard("state-read", "a sub-graph")
+        graph.replace_uses(old, new)
+        graph.outputs = [new if value is old else value for value in graph.outputs]
+
+
+def take_names(graph: Graph, pairs: Sequence[tuple[Value, Value]]) -> None:
+    """Drop what nobody reads, and give what is left of the new ones the names of the old; of two the first."""
+    graph.prune()
+    alive = set(graph.values())
+    for old, new in pairs:
+        if new in alive:
+            alive.remove(new)
+            graph.rename(new, old.name)
+            new.gauges = old.gauges

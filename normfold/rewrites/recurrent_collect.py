@@ -100,6 +100,11 @@ def _rewire(graph: Graph, node: Node, sequence: Value, places: Mapping[Value, in
         whole.gauges = old.gauges
 
 
+def first_to(axis: int, rank: int) -> tuple[int, ...]:
+    """The perm that moves axis 0 to `axis`."""
+    return (*range(1, axis + 1), 0, *range(axis + 1, rank))
+
+
 def _mergeable(sequence: Value, axis: int) -> bool:
     """True where the axis of the steps can be merged into axis `axis` of the elements: all sizes from there on are known."""
     shape = sequence.shape or ()
@@ -123,11 +128,11 @@ def _joined(graph: Graph, node: Node, sequence: Value, run: _Run, axis: int) -> 
         shape = [run.count, *shape[1:]]
         value = add("Slice", value, shape, starts=(run.start,), ends=(end,), axes=(0,), steps=(run.step,))
     if run.at is not None:
-        perm = (*range(1, axis + 1), 0, *range(axis + 1, len(shape)))
+        perm = first_to(axis, len(shape))
         return value if axis == 0 else add("Transpose", value, [shape[place] for place in perm], perm=perm)
     if axis == 0:
         return add("Reshape", value, [None, *shape[2:]], shape=(-1, *shape[2:]))
-    perm = (*range(1, axis + 1), 0, *range(axis + 1, len(shape)))
+    perm = first_to(axis, len(shape))
     value = add("Transpose", value, [shape[place] for place in perm], perm=perm)
     size, behind = shape[axis + 1], shape[axis + 2 :]
     assert isinstance(size, int)

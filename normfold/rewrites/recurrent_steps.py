@@ -7,7 +7,7 @@ counted from the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from normfold.graph import Graph, Value
 from normfold.rewrites.recurrent_sources import Source
@@ -42,6 +42,12 @@ class Steps:
             if mask:
                 for value in node.outputs:
                     self.masks.setdefault(value, mask)
+
+    def include(self, states: Collection[Value]) -> None:
+        """Of a single step: what its states alone lead to belongs to it as well."""
+        for node in self.graph.nodes:
+            if any(value in states or (value is not None and self.mask(value)) for value in node.inputs):
+                self.masks.update(dict.fromkeys(node.outputs, 1))
 
     def step_at(self, place: int) -> int:
         return self.first + self.count - 1 - place if self.reverse else place - self.first

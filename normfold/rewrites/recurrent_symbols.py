@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +87,13 @@ class Step:
             self._visit(node)
             stack.pop()
         return self.known[value]
+
+    def check_states(self, leaves: Sequence[Value], news: Sequence[Symbol]) -> None:
+        """Raises NotStandard where a state has another layout after the step than before it."""
+        if any(
+            (new.lead, new.dims) != (self.known[leaf].lead, self.known[leaf].dims) for leaf, new in zip(leaves, news, strict=True)
+        ):
+            raise NotStandard("not-a-cell", "the state changes its shape")
 
     def _visit(self, node: Node) -> None:
         self.nodes[node] = None

@@ -117,7 +117,9 @@ class Rows:
             self._stands_for(of[place], value)
 
     def _needed(self, line: Line) -> dict[Value, int]:
-        outside = lambda value: any(use.node not in self.gone for use in value.uses)  # noqa: E731
+        def outside(value: Value) -> bool:
+            return any(use.node not in self.gone for use in value.uses)
+
         return {value: place for value, place in line.members.items() if self.graph.is_output(value) or outside(value)}
 
     def _step(self, sequence: Value, place: int, line: Line) -> Value:
