@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.export.graph_signature import ConstantArgument, ExportGraphSignature,
 from torch.fx import Graph as FxGraph
 from torch.fx import Node as FxNode
 
+from normfold.capture.aten_arguments import fits, is_captured, is_intact, required_slots, slots_of, trimmed
 from normfold.capture.aten_lower import Emitter
 from normfold.capture.aten_lower_ops import LOWERINGS
 from normfold.capture.aten_reader import State
@@ -153,8 +153,8 @@ class _Writer:
         """True when the captured call, given the node's inputs, still says what the node says."""
         if node.kind != call.kind or node.attrs != call.attrs:
             return False
-        slots = {slot.index: slot for slot in _slots(call)}
-        required = _required(call)
+        slots = {slot.index: slot for slot in slots_of(call)}
+        required = required_slots(call)
         for place, value in enumerate(node.inputs):
             if value is None and place in required:
                 return False
@@ -164,7 +164,7 @@ class _Writer:
             elif place in call.twins:
                 if value is not node.inputs[call.twins[place]]:
                     return False
-            elif not _fits(value, slots.get(place)):
+            elif not fits(value, slots.get(place)):
                 return False
         return len(node.outputs) == len(call.picks)
 
@@ -173,7 +173,7 @@ class _Writer:
         if early is not None:  # something needed this size before
             self.env[id(node.output)] = early
             return
-        fresh = any(value is not None and value.const is not None and not _captured(value) for value in node.inputs)
+        fresh = any(value is not None and value.const is not None and not is_captured(value) for value in node.inputs)
         changed = False
 
         def fill(leaf: Any) -> Any:
@@ -214,11 +214,11 @@ class _Writer:
 
     def _argument(self, value: Value, slot: Slot, *, keep_none: bool) -> Any:
         """What stands for `value` in a captured call: numbers and None stay what they were."""
-        if _intact(value, Literal):
+        if is_intact(value, Literal):
             return value.origin.number
-        if _intact(value, Absent) and keep_none:
+        if is_intact(value, Absent) and keep_none:
             return None
-        if value.const is not None and slot.flat and not _intact(value, Stored):
+        if value.const is not None and slot.flat and not is_intact(value, Stored):
             return self.constants.node(value, flat=True)
         return self._operand(value, as_stored=True)
 
@@ -226,7 +226,7 @@ class _Writer:
         """The node that holds `value`.  as_stored: a parameter may be handed over in the shape in which it is stored."""
         if value.const is None:
             return self.env[id(value)]
-        if _intact(value, Recipe):
+        if is_intact(value, Recipe):
             copy = self._copy(value.origin.node)
             assert copy is not None
             return copy
@@ -269,70 +269,3 @@ def _is_assertion(node: FxNode) -> bool:
     if node.op != "call_function" or node.target is operator.getitem or node.users:
         return False
     return node.meta.get("val") is None and node.target is not torch.ops.aten._assert_tensor_metadata.default
-
-
-def _fits(value: Value | None, slot: Slot | None) -> bool:
-    """True when `value` may stand at `slot` of the captured call."""
-    if slot is None:
-        return value is None
-    if slot.number:
-        return value is not None and _intact(value, Literal)
-    return value is None or not slot.flat or value.const is not None
-
-
-def _required(call: Call) -> set[int]:
-    """Inputs that the operator does not do without (the bias of addmm)."""
-    schema = getattr(call.target, "_schema", None)
-    names = [argument.name for argument in schema.arguments] if schema is not None else []
-    given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
-    optional = (
-        {argument.name for argument in schema.arguments if isinstance(argument.type, torch.OptionalType)} if schema else set()
-    )
-    return {item.index for name, item in given.items() if isinstance(item, Slot) and name not in optional}
-
-
-def _slots(call: Call) -> Iterable[Slot]:
-    found: list[Slot] = []
-
-    def collect(leaf: Any) -> Any:
-        if isinstance(leaf, Slot):
-            found.append(leaf)
-        return leaf
-
-    map_slots((call.args, call.kwargs), collect)
-    return found
-
-
-def _intact(value: Value, origin: type) -> bool:
-    """True when the value is a constant of that origin and still holds what was captured."""
-    return isinstance(value.origin, origin) and value.const is not None and value.origin.const is value.const
-
-
-def _captured(value: Value) -> bool:
-    return any(_intact(value, origin) for origin in (Stored, Literal, Absent, Recipe))
-
-
-def trimmed(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments without those that only repeat the operator's defaults."""
-    schema = getattr(target, "_schema", None)
-    if schema is None:
-        return args, kwargs
-    positional = [argument for argument in schema.arguments if not argument.kwarg_only]
-    while args:
-        argument = positional[len(args) - 1]
-        if not argument.has_default_value() or isinstance(args[-1], FxNode) or not _same(args[-1], argument.default_value):
-            break
-        args = args[:-1]
-    defaults = {argument.name: argument for argument in schema.arguments if argument.has_default_value()}
-    kept = {
-        key: item
-        for key, item in kwargs.items()
-        if isinstance(item, FxNode) or key not in defaults or not _same(item, defaults[key].default_value)
-    }
-    return args, kept
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, (list, tuple)) or isinstance(other, (list, tuple)):
-        return isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)) and list(one) == list(other)
-    return type(one) is type(other) and one == other

@@ -143,6 +143,7 @@ def inspect(loaded: Loaded, record: Record, options: Options | None = None) -> R
     tidy(route.graph)
     outcome = rewrite(route.graph, options)
     record.findings, record.inserted, record.after = outcome.findings, outcome.inserted, size_of(outcome.graph)
+    record.applied = outcome.applied
     return record
 
 

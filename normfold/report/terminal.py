@@ -50,6 +50,7 @@ def render(record: Record, console: Console, *, planned: bool = False) -> None:
     _recurrent(record, console)
     _sizes(record, console, planned)
     _inserted(record, console)
+    _others(record, console, planned)
     if not planned:
         _verification(record, console)
     _latency(record.timings, console)
@@ -256,6 +257,16 @@ def _inserted(record: Record, console: Console) -> None:
     if record.inserted:
         parts = ", ".join(f"{count} {kind}" for kind, count in sorted(record.inserted.items()))
         _title(console, "Inserted nodes", parts)
+
+
+def _others(record: Record, console: Console, planned: bool) -> None:
+    """What was done beside the norms that have a row of their own."""
+    names = {item.name for item in record.findings}
+    done = [item for item in record.applied if item.target not in names and item.rule != "tidy"]
+    lines = [f"{item.rule}, {item.target}: {item.detail}" for item in done[:_NAMED]]
+    if len(done) > _NAMED:
+        lines.append(f"and {len(done) - _NAMED} more")
+    _lines("Would be rewritten beside them" if planned else "Rewritten beside them", lines, console)
 
 
 def _verification(record: Record, console: Console) -> None:

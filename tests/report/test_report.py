@@ -30,6 +30,8 @@ PAD = Refusal("zero-padding", "what is left of its shift would reach conv9", "pl
 SIGN = Refusal("sign", "gamma is negative in 3 of 64 channels", "retrain with positive gammas")
 TIMING = Timing("ONNX Runtime", "all", 1, 0.0123, 0.0122, 0.99, 0.97, 1.01, 0.95, 200, "no difference", 0.98, 1.02)
 
+CELLS = [Applied("lstm-step", f"cell{place}", "LSTM of 128: 75 nodes became 67") for place in range(8)]
+
 
 def record() -> Record:
     filled = Record("nets/net.onnx", "ab" * 32, "latency", versions={"torch": "2.13.0", "normfold": "0.1.0"})
@@ -51,7 +53,7 @@ def record() -> Record:
         *(Finding(f"late{i}.bn", "batch", "BatchNormalization", f"l{i}", (), 64, refusal=PAD) for i in range(8)),
         Finding("token", "layer", "ReduceMean", "n9", (2,), 0, refusal=SIGN),
     ]
-    filled.applied = [Applied("affine", "stem.bn")]
+    filled.applied = [Applied("tidy", "net"), Applied("affine", "stem.bn", "into stem.conv"), *CELLS]
     filled.before, filled.after = Size(120, 1_000_000, 4_000_000, 11), Size(110, 999_000, 3_996_000, 10)
     filled.inserted = {"bias Add": 2}
     filled.comparisons = [
@@ -88,6 +90,8 @@ EVERYTHING = [
     "what to do: place the norm behind the convolution",
     "gamma is negative in 3 of 64 channels",
     "Inserted nodes 2 bias Add",
+    "Rewritten beside them lstm-step, cell0: LSTM of 128: 75 nodes became 67",
+    "cell5: LSTM of 128: 75 nodes became 67 and 2 more Verification",
     "Verification passed",
     "G3 (in the runtime): 2 comparisons over 2 kinds of input; the worst used 75 % of what is allowed",
     "12.3 ms before, 12.2 ms after, 0.99x the time [0.97, 1.01] at 95 %: no difference",
@@ -165,6 +169,9 @@ def test_inspect_says_what_would_be() -> None:
     filled = record()
     filled.comparisons, filled.timings, filled.outputs = [], [], {}
     text = printed(filled, planned=True)
+    assert "Would be rewritten beside them" in text
+    assert "tidy" not in text
+    assert "affine, stem.bn" not in text
     assert "11: `normfold optimize` gives 1 deleted, 1 shift left, 9 kept" in flat(text)
     assert text.count("would be") == 2
     for word in ("outcome", "after", "Verification", "Nothing was written", "Latency"):
