@@ -104,12 +104,14 @@ def _type_scan_inputs(node: Node, proto: onnx.GraphProto) -> None:
 # ---- writing ---------------------------------------------------------------------------------------------------------------
 
 
-def write_body(view: Graph, name: str, outer: Mapping[str, ir.Value]) -> ir.Attr:
-    """The attribute `name` that holds `view` as a graph, reading the values of `outer` by name."""
-    from normfold.capture.onnx_write import to_model
+def write_body(view: Graph, name: str, outer: Mapping[str, ir.Value], model: ir.Model) -> ir.Attr:
+    """The attribute `name` that holds `view` as a graph of `model`, reading the values of `outer` by name."""
+    from normfold.capture.onnx_write import begin_model, to_model
 
     twin = view.clone()
     twin.round_constants()
+    if twin.origin is None:
+        begin_model(twin, model)
     body = ir.serde.serialize_graph(to_model(twin).graph)
     for given in [item for item in body.input if item.name in outer]:
         body.input.remove(given)

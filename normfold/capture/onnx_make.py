@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from normfold.capture.onnx_shapes import onnx_type
-from normfold.graph import Array, Constant, Shape
+from normfold.graph import Array, Constant, Shape, Value
 
 
 def initializer(name: str, tensor: ir.TensorProtocol) -> ir.Value:
@@ -30,6 +30,16 @@ def tensor(const: Constant) -> ir.TensorProtocol:
 def ir_shape(shape: Shape) -> ir.Shape:
     """Sizes, names and unknown sizes."""
     return ir.Shape(list(shape))
+
+
+def ir_type(value: Value) -> ir.TensorType | None:
+    """The declared type of a value, None where it is not known."""
+    return None if value.dtype is None else ir.TensorType(onnx_type(value.dtype))
+
+
+def ir_shape_of(value: Value) -> ir.Shape | None:
+    """The declared shape of a value; ONNX has none without a type."""
+    return None if value.shape is None or value.dtype is None else ir_shape(value.shape)
 
 
 def contradicts(held: ir.Shape, shape: Shape) -> bool:

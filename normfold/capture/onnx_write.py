@@ -11,8 +11,7 @@ import onnx_ir as ir
 from normfold.capture.onnx import CAPTURED, OUTPUTS, CapturedNode, CapturedOutput
 from normfold.capture.onnx_bodies import write_body
 from normfold.capture.onnx_check import all_nodes, subgraphs
-from normfold.capture.onnx_make import contradicts, equal, initializer, ir_shape, tensor
-from normfold.capture.onnx_shapes import onnx_type
+from normfold.capture.onnx_make import contradicts, equal, initializer, ir_shape, ir_shape_of, ir_type, tensor
 from normfold.capture.onnx_spell import Spelling, spell_attributes, spell_node, split_kind
 from normfold.capture.static import STATIC
 from normfold.graph import Constant, Graph, Node, Value
@@ -26,6 +25,17 @@ def to_model(graph: Graph) -> ir.Model:
     Raises InputRefused where the model's opset has no spelling for a node that a rewrite made.
     """
     return _Writer(graph).write()
+
+
+def begin_model(view: Graph, like: ir.Model) -> None:
+    """Give a body that a rewrite made an empty model to be written into, with its inputs and outputs as it declares them."""
+    for value in view.inputs:
+        value.origin = ir.Value(name=value.name, type=ir_type(value), shape=ir_shape_of(value))
+    graph = ir.Graph([value.origin for value in view.inputs], [], nodes=[], opset_imports=like.opset_imports, name=view.name)
+    graph.meta[OUTPUTS] = tuple(
+        CapturedOutput(value.name, ir_type(value), ir_shape_of(value), None, {}) for value in view.outputs
+    )
+    view.origin = ir.Model(graph, ir_version=like.ir_version)
 
 
 class _Writer:
@@ -112,7 +122,7 @@ class _Writer:
         outer = {value.name: self.value(value) for value in node.captures}
         if any(captured.bodies.get(name) is not view for name, view in node.bodies.items()):
             for name, view in node.bodies.items():
-                origin.attributes[name] = write_body(view, name, outer)
+                origin.attributes[name] = write_body(view, name, outer, self.model)
         else:
             self._rewire_captures(node, origin, captured)
         captures = tuple(outer.values())
@@ -178,11 +188,13 @@ class _Writer:
         self._extra_inputs(node, made, spelling)
         for value, held in zip(node.outputs, made.outputs, strict=True):
             held.name = value.name
-            held.type = None if value.dtype is None else ir.TensorType(onnx_type(value.dtype))
-            held.shape = None if value.shape is None or value.dtype is None else ir_shape(value.shape)
+            held.type, held.shape = ir_type(value), ir_shape_of(value)
             value.origin = held
             self.found[value] = held
-        made.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs))
+        outer = {value.name: self.value(value) for value in node.captures}
+        for name, view in node.bodies.items():
+            made.attributes[name] = write_body(view, name, outer, self.model)
+        made.meta[CAPTURED] = CapturedNode(node.kind, dict(node.attrs), len(node.inputs), tuple(outer.values()), node.bodies)
         node.origin = made
         return made
 

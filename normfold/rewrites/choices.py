@@ -17,16 +17,18 @@ from typing import Any, Literal, get_args
 from normfold.errors import UsageError
 
 Target = Literal["onnxruntime", "openvino", "tensorrt", "generic"]
-About = Literal["bias-add", "border-map", "leftover-shift", "slope-per-channel"]
+About = Literal["bias-add", "border-map", "leftover-shift", "slope-per-channel", "reroll"]
 ANSWERS: dict[About, tuple[str, ...]] = {
     "bias-add": ("yes", "when it saves", "no"),
     "border-map": ("yes", "when it saves", "no"),
     "leftover-shift": ("add", "depthwise", "norm", "keep"),
     "slope-per-channel": ("yes", "no"),
+    "reroll": ("yes", "when long", "no"),
 }
 """What may be answered.  bias-add: an Add behind a MatMul.  border-map: an Add of a map behind a padded convolution.
 leftover-shift: a norm whose scale could go and whose shift could not, written as an Add, a depthwise 1x1 convolution or a norm
-with a = 1, or kept.  slope-per-channel: a LeakyReLU becomes a PReLU with a slope for each channel."""
+with a = 1, or kept.  slope-per-channel: a LeakyReLU becomes a PReLU with a slope for each channel.  reroll: an unrolled loop
+becomes a Scan, "when long" from the number of steps on that `rewrites.reroll` states."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Question:
     """about: the kind of choice.  where: label of the node behind which something comes.  elements: size of that tensor.
 
     saves: elements of the norms that go because of it, less the elements of everything that comes with them.
+    steps: how often an unrolled loop does what a Scan would do once.
     """
 
     about: About
     where: str = ""
     elements: int = 0
     saves: int = 0
+    steps: int = 0
 
 
 Chooser = Callable[[Question], str]

@@ -16,9 +16,6 @@ peepholes, coupled gates, or of which somebody reads more than h and the last c.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 import numpy as np
 
 from normfold.algebra.cell_match import Cell, NotStandard, match
@@ -32,6 +29,8 @@ from normfold.rewrites.recurrent_build import (
     fits_state,
     hand_over,
     input_sequence,
+    label_of,
+    name_apart,
     start,
     take_names,
 )
@@ -40,10 +39,9 @@ from normfold.rewrites.recurrent_compare import Constants, Differs
 from normfold.rewrites.recurrent_projection import before_projection
 from normfold.rewrites.recurrent_refusals import refusal
 from normfold.rewrites.recurrent_rules import RULES
-from normfold.rewrites.recurrent_sources import Source, sources
 from normfold.rewrites.recurrent_start import starts_from_zero
 from normfold.rewrites.recurrent_states import Recurrence, recurrences
-from normfold.rewrites.recurrent_steps import Steps
+from normfold.rewrites.recurrent_steps import Steps, loops
 from normfold.rewrites.recurrent_symbols import Step
 from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
 
@@ -77,7 +75,7 @@ _Collapsed = tuple[Graph, Applied, list[str], list[str]]
 def _next(graph: Graph, refused: dict[str, NotStandard], tried: set[tuple[str, ...]], policy: Policy) -> _Collapsed | None:
     """The graph with one more loop collapsed; None when there is none left.  tried: loops, by the names of their states."""
     constants = Constants(graph)
-    for steps in _loops(graph):
+    for steps in loops(graph, SHORTEST):
         try:
             items = recurrences(steps, constants)
         except Differs as failure:
@@ -95,23 +93,6 @@ def _next(graph: Graph, refused: dict[str, NotStandard], tried: set[tuple[str, .
             except NotStandard as failure:
                 _refuse(steps, item, failure, refused)
     return None
-
-
-def _loops(graph: Graph) -> Iterator[Steps]:
-    """Sequences read step by step: each alone, then those of one length together; forwards and backwards."""
-    found = [source for source in sources(graph) if len(set(source.taken.values())) >= SHORTEST]
-    groups: list[list[Source]] = [[source] for source in found]
-
-    def places(source: Source) -> tuple[int, ...]:
-        return tuple(sorted(set(source.taken.values())))
-
-    for _, alike in itertools.groupby(sorted(found, key=places), key=places):
-        together = list(alike)
-        if len(together) > 1:
-            groups.append(together)
-    for group in groups:
-        for reverse in (False, True):
-            yield Steps(graph, group, reverse=reverse)
 
 
 def _inside(item: Recurrence) -> list[Node]:
@@ -157,36 +138,15 @@ def _collapse(graph: Graph, item: Recurrence) -> _Collapsed:
         raise NotStandard(
             "step-parameters" if changed else "not-a-cell", "" if changed else "its last steps are not like the others"
         )
-    label = _label(step.nodes, item)
+    label = label_of(step.nodes, item)
     twin = graph.clone()
-    moved = _moved(item, twin)
+    moved = item.moved(twin)
     count = len(twin.nodes)
     gone = _build(twin, moved, cell, label)
     norms = [node.output.name for node in graph.nodes if node.kind in _NORMS and node.output.name in gone]
     into = list(dict.fromkeys(value.param or value.name for value in twin_weights(twin, label)))
     detail = f"{cell.kind} of {cell.w.shape[1]} over {item.steps.count} steps: {count} nodes became {len(twin.nodes)}"
     return twin.validate(), Applied("collapse-recurrent", label, detail), norms, into
-
-
-def _label(nodes: dict[Node, None], item: Recurrence) -> str:
-    """The module that all operations of a step share, else the name of the last state."""
-    paths = [node.module.split(".") for node in nodes if node.module]
-    shared = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
-    return ".".join(shared) or item.states[0][-1].name
-
-
-def _moved(item: Recurrence, twin: Graph) -> Recurrence:
-    """The same recurrence in a clone of its graph."""
-    values = {value.name: value for value in (*twin.values(), *twin.constants())}
-
-    def of(value: Value) -> Value:
-        return values[value.name]
-
-    taken = [Source(of(s.value), s.axis, {of(v): place for v, place in s.taken.items()}) for s in item.steps.sources]
-    steps = Steps(twin, taken, reverse=item.steps.reverse)
-    begin = None if item.start is None else [of(value) for value in item.start]
-    states = [[of(value) for value in row] for row in item.states]
-    return Recurrence(steps, item.reference, [of(value) for value in item.leaves], states, begin)
 
 
 def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
@@ -227,20 +187,8 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
         raise NotStandard("state-read")
     built.only_last(places[matrix])
     take_names(graph, olds)
-    _name_apart(graph)
+    name_apart(graph)
     return before - {value.name for value in graph.values()}
-
-
-def _name_apart(graph: Graph) -> None:
-    """Give new nodes names of their own: values that went have freed theirs, nodes that were named after them have not."""
-    taken = {node.name for node in graph.nodes if node.origin is not None}
-    for node in graph.nodes:
-        if node.origin is None:
-            name, count = node.name, 0
-            while node.name in taken:
-                count += 1
-                node.name = f"{name}_{count}"
-            taken.add(node.name)
 
 
 def twin_weights(graph: Graph, label: str) -> list[Value]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -51,6 +52,13 @@ def first_place(graph: Graph, values: Sequence[Value]) -> int:
     """Where all of `values` exist."""
     producers = {value.producer for value in values if value.producer is not None}
     return max((place + 1 for place, node in enumerate(graph.nodes) if node in producers), default=0)
+
+
+def label_of(nodes: Iterable[Node], item: Recurrence) -> str:
+    """The module that all operations of a step share, else the name of the last state."""
+    paths = [node.module.split(".") for node in nodes if node.module]
+    shared = [parts[0] for parts in itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))]
+    return ".".join(shared) or item.states[0][-1].name
 
 
 def sequence(w: Writer, source: Source, first: int, count: Dim) -> Value:
@@ -260,3 +268,15 @@ def take_names(graph: Graph, pairs: Sequence[tuple[Value, Value]]) -> None:
             alive.remove(new)
             graph.rename(new, old.name)
             new.gauges = old.gauges
+
+
+def name_apart(graph: Graph) -> None:
+    """Give new nodes names of their own: values that went have freed theirs, nodes that were named after them have not."""
+    taken = {node.name for node in graph.nodes if node.origin is not None}
+    for node in graph.nodes:
+        if node.origin is None:
+            name, count = node.name, 0
+            while node.name in taken:
+                count += 1
+                node.name = f"{name}_{count}"
+            taken.add(node.name)

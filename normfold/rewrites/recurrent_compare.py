@@ -55,24 +55,25 @@ class Comparison:
     """Walks two steps side by side, from what they make down to what crosses into them.
 
     leaves: what the reference step reads of the step before it.  met: leaf -> what stands there in the other step.
+    pairs: everything that was walked over, value of the reference -> value of the other step.
     """
 
     def __init__(self, steps: Steps, leaves: Sequence[Value], constants: Constants, reference: int, step: int) -> None:
         self.steps, self.leaves, self.constants = steps, set(leaves), constants
         self.reference, self.step = reference, step
         self.met: dict[Value, Value] = {}
-        self._pairs: dict[Value, Value] = {}
+        self.pairs: dict[Value, Value] = {}
 
     def walk(self, one: Value, two: Value) -> None:
         """Raises Differs where `two` is not to its step what `one` is to the reference."""
         stack = [(one, two)]
         while stack:
             a, b = stack.pop()
-            if a in self._pairs:
-                if self._pairs[a] is not b and not (a.const is not None and self.constants.equal(self._pairs[a], b)):
+            if a in self.pairs:
+                if self.pairs[a] is not b and not (a.const is not None and self.constants.equal(self.pairs[a], b)):
                     raise Differs(b.producer)
                 continue
-            self._pairs[a] = b
+            self.pairs[a] = b
             stack += self._inside(a, b)
 
     def _inside(self, a: Value, b: Value) -> list[tuple[Value, Value]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from normfold.graph import Value
+from normfold.graph import Graph, Value
 from normfold.rewrites.recurrent_compare import Comparison, Constants, Differs
+from normfold.rewrites.recurrent_sources import Source
 from normfold.rewrites.recurrent_steps import Steps
 
 
@@ -34,6 +35,20 @@ class Recurrence:
     def news(self) -> list[Value]:
         """The values after the reference step."""
         return [values[self.reference] for values in self.states]
+
+    def moved(self, twin: Graph) -> Recurrence:
+        """The same recurrence in a clone of its graph."""
+        values = {value.name: value for value in (*twin.values(), *twin.constants())}
+
+        def of(value: Value) -> Value:
+            return values[value.name]
+
+        steps = self.steps
+        taken = [Source(of(s.value), s.axis, {of(v): place for v, place in s.taken.items()}) for s in steps.sources]
+        begin = None if self.start is None else [of(value) for value in self.start]
+        states = [[of(value) for value in row] for row in self.states]
+        leaves = [of(value) for value in self.leaves]
+        return Recurrence(Steps(twin, taken, reverse=steps.reverse), self.reference, leaves, states, begin)
 
 
 REFERENCE = 1

@@ -7,10 +7,11 @@ counted from the end.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 
 from normfold.graph import Graph, Value
-from normfold.rewrites.recurrent_sources import Source
+from normfold.rewrites.recurrent_sources import Source, sources
 
 _ONE_INPUT = frozenset(
     "BatchNormalization Neg Split Slice Gather Reshape Flatten Squeeze Unsqueeze Transpose Identity Cast".split()
@@ -87,3 +88,20 @@ class Steps:
         if (affine and len(moving) == 1) or node.kind == "Concat":
             return [root for item in moving for root in self._rolled(item)]
         return [value]
+
+
+def loops(graph: Graph, shortest: int) -> Iterator[Steps]:
+    """Sequences read for `shortest` steps or more: each alone, then those of one length together; forwards and backwards."""
+    found = [source for source in sources(graph) if len(set(source.taken.values())) >= shortest]
+    groups: list[list[Source]] = [[source] for source in found]
+
+    def places(source: Source) -> tuple[int, ...]:
+        return tuple(sorted(set(source.taken.values())))
+
+    for _, alike in itertools.groupby(sorted(found, key=places), key=places):
+        together = list(alike)
+        if len(together) > 1:
+            groups.append(together)
+    for group in groups:
+        for reverse in (False, True):
+            yield Steps(graph, group, reverse=reverse)

@@ -21,6 +21,7 @@ from normfold.rewrites import (
     norm_affine,
     pad_into_conv,
     preprocess,
+    reroll,
     shared_conv,
     table_norm,
     tracked_instance_norm,
@@ -55,6 +56,7 @@ def rewrites() -> tuple[Rewrite, ...]:
         mirrored_slope,
         affine,
         norm_affine,
+        reroll,
         hoist_unrolled,
     )
     return (*foreign, *(module.REWRITE for module in modules))
