@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 import onnx.parser
 
+from normfold.capture.onnx import from_onnx
+from normfold.capture.onnx_write import to_model
+from normfold.capture.tidy import tidy
+from normfold.export.to_onnx import proto_bytes
 from normfold.graph import Array
+from normfold.pipeline import Options
+from normfold.pipeline.rewriting import Outcome, rewrite
+from normfold.verify.certificate import certificate
+from routes import run_onnx
 
 STEP = """
   a = MatMul (xt, w)
@@ -110,3 +120,18 @@ def feeds(made: onnx.ModelProto, seed: int, steps: int) -> dict[str, Array]:
         )
         for item in made.graph.input
     }
+
+
+def judged(proto: onnx.ModelProto, given: list[dict[str, Array]], **options: Any) -> tuple[Outcome, onnx.ModelProto]:
+    """Rewritten, certified on every feed and run beside the original."""
+    graph = from_onnx(proto)
+    tidy(graph)
+    outcome = rewrite(graph, Options(**{"objective": "norms"} | options))
+    data = proto_bytes(to_model(outcome.graph))
+    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
+    for feed in given:
+        failed = [item for item in certificate(graph, outcome.graph, feed) if not item.passed]
+        assert not failed, failed[:3]
+        for expected, came in zip(run_onnx(proto.SerializeToString(), feed), run_onnx(data, feed), strict=True):
+            np.testing.assert_allclose(came, expected, rtol=2e-5, atol=2e-5)
+    return outcome, onnx.load_from_string(data)

@@ -23,21 +23,19 @@ _NORMS = frozenset(
     "BatchNormalization InstanceNormalization GroupNormalization LayerNormalization RMSNormalization LpNormalization".split()
 )
 _HOLDERS = frozenset(("Loop", "Scan", "If"))
-_STEP = frozenset(
-    "Gemm MatMul Add Sub Mul Div Neg Sigmoid Tanh Relu Split Slice Gather Squeeze Unsqueeze Reshape Transpose Concat Identity "
-    "Constant".split()
-)
-"""What the body of a loop is made of that may be a recurrent cell."""
+_PRODUCTS = frozenset(("Gemm", "MatMul"))
 
 
 def read_bodies(node: Node, origin: ir.Node, captured: Sequence[ir.Value], graph: Graph, model: ir.Model) -> dict[str, Graph]:
-    """Views of the bodies of `node` by attribute name, where norms or a recurrent cell stand in them; empty where one cannot be.
+    """Views of the bodies of `node` by attribute name, where norms stand in them, or products in that of a loop.
+
+    Empty where one cannot be viewed.
 
     captured: what the bodies read of the enclosing graph, whose views are `node.captures`.
     """
     from normfold.capture.onnx import from_onnx
 
-    if node.kind not in _HOLDERS or not (norms_inside(origin) or _may_be_cell(node, origin)):
+    if node.kind not in _HOLDERS or not (norms_inside(origin) or _steps(node, origin)):
         return {}
     if node.kind == "Scan" and model.opset_imports.get("", 9) < 9:  # it had a batch axis of its own, and lengths in front
         return {}
@@ -53,10 +51,9 @@ def read_bodies(node: Node, origin: ir.Node, captured: Sequence[ir.Value], graph
     return views
 
 
-def _may_be_cell(node: Node, origin: ir.Node) -> bool:
-    """True for a loop whose body is products, additions and the functions of gates, and nothing else."""
-    kinds = {inner.op_type for body in subgraphs(origin) for inner in all_nodes(body)}
-    return node.kind != "If" and kinds <= _STEP and bool(kinds & {"Gemm", "MatMul"}) and bool(kinds & {"Tanh", "Relu"})
+def _steps(node: Node, origin: ir.Node) -> bool:
+    """True for a loop whose steps multiply by matrices: it may be a recurrent layer, or project its input."""
+    return node.kind != "If" and any(inner.op_type in _PRODUCTS for body in subgraphs(origin) for inner in body)
 
 
 def norms_inside(origin: ir.Node) -> int:

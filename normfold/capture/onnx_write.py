@@ -55,8 +55,7 @@ class _Writer:
     def write(self) -> ir.Model:
         target = self.model.graph
         target.initializers.clear()  # so that names can move freely; they are registered again below
-        for value in self.graph.inputs:
-            self._existing(value)
+        self._inputs()
         nodes = [self._node(node) for node in self.graph.nodes]
         outputs = self._outputs(nodes)
         self._place(nodes, outputs)
@@ -66,6 +65,23 @@ class _Writer:
         return self.model
 
     # ---- values ---------------------------------------------------------------------------------------------------
+
+    def _inputs(self) -> None:
+        """Those of a model stay; those of a body may have been exchanged."""
+        target = self.model.graph.inputs
+        held = [value for value in target if value not in self.listed]
+        wanted = [self._new_input(value) if value.origin is None else self._existing(value) for value in self.graph.inputs]
+        if len(wanted) != len(held) or any(a is not b for a, b in zip(wanted, held, strict=True)):
+            listed = [value for value in target if value in self.listed]
+            target.clear()
+            target.extend([*wanted, *listed])
+
+    def _new_input(self, value: Value) -> ir.Value:
+        assert value.dtype is not None
+        shape = None if value.shape is None else ir_shape(value.shape)
+        made = ir.Value(name=value.name, shape=shape, type=ir.TensorType(onnx_type(value.dtype)))
+        value.origin = self.found[value] = made
+        return made
 
     def value(self, value: Value) -> ir.Value:
         """The counterpart of a value of the view."""

@@ -14,6 +14,7 @@ from normfold.rewrites import (
     constant_channels,
     dead_shift,
     empty_channels,
+    hoist_projection,
     hoist_unrolled,
     loop_bodies,
     lstm_step,
@@ -41,6 +42,7 @@ def rewrites() -> tuple[Rewrite, ...]:
     modules = (
         collapse_loop,
         loop_bodies,
+        hoist_projection,
         collapse_recurrent,
         lstm_step,
         tracked_instance_norm,

@@ -34,7 +34,8 @@ def settle_names(
         true_names = [gauge.original for gauge in gauges if gauge.identity]
         inserted_output = value in regauge.stands_for and graph.is_output(value)
         movable = inserted_output or not (graph.is_fixed(value) or value in graph.inputs)
-        if movable and value.name not in true_names:
+        promised = any(gauge.original for gauge in gauges)  # the name of a new value says nothing that could be wrong now
+        if movable and promised and value.name not in true_names:
             free = next((name for name in reversed(true_names) if graph.is_free(name)), None)
             graph.rename(value, free or f"{gauges[-1].original or value.name}_regauged", unique=free is None)
         alone = len(gauges) == 1 and gauges[0].identity and gauges[0].original == value.name

@@ -12,34 +12,17 @@ import torch
 from torch import Tensor, nn
 
 import recurrent_cells as cells
-from loop_texts import LOOP, SCAN, feeds, model
+from loop_texts import LOOP, SCAN, feeds, judged, model
 from normfold.capture.onnx import from_onnx
 from normfold.capture.onnx_write import to_model
 from normfold.capture.tidy import tidy
 from normfold.export.to_onnx import proto_bytes
-from normfold.graph import Array
 from normfold.pipeline import Options
 from normfold.pipeline.rewriting import Outcome, rewrite
-from normfold.verify.certificate import certificate
 from recurrent_cells import made
 from routes import run_onnx
 
 LAYERS = ("LSTM", "GRU", "RNN")
-
-
-def judged(proto: onnx.ModelProto, given: list[dict[str, Array]], **options: Any) -> tuple[Outcome, onnx.ModelProto]:
-    """Rewritten, certified on every feed and run beside the original."""
-    graph = from_onnx(proto)
-    tidy(graph)
-    outcome = rewrite(graph, Options(**{"objective": "norms"} | options))
-    data = proto_bytes(to_model(outcome.graph))
-    onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
-    for feed in given:
-        failed = [item for item in certificate(graph, outcome.graph, feed) if not item.passed]
-        assert not failed, failed[:3]
-        for expected, came in zip(run_onnx(proto.SerializeToString(), feed), run_onnx(data, feed), strict=True):
-            np.testing.assert_allclose(came, expected, rtol=2e-5, atol=2e-5)
-    return outcome, onnx.load_from_string(data)
 
 
 def text(source: str, **options: Any) -> tuple[Outcome, list[str]]:
