@@ -28,13 +28,10 @@ def to_model(graph: Graph) -> ir.Model:
 
 
 def begin_model(view: Graph, like: ir.Model) -> None:
-    """Give a body that a rewrite made an empty model to be written into, with its inputs and outputs as it declares them."""
-    for value in view.inputs:
-        value.origin = ir.Value(name=value.name, type=ir_type(value), shape=ir_shape_of(value))
-    graph = ir.Graph([value.origin for value in view.inputs], [], nodes=[], opset_imports=like.opset_imports, name=view.name)
-    graph.meta[OUTPUTS] = tuple(
-        CapturedOutput(value.name, ir_type(value), ir_shape_of(value), None, {}) for value in view.outputs
-    )
+    """Give a body that a rewrite made an empty model to be written into, with its outputs as it declares them."""
+    graph = ir.Graph([], [], nodes=[], opset_imports=like.opset_imports, name=view.name)
+    declared = ((value.name, ir_type(value), ir_shape_of(value)) for value in view.outputs)
+    graph.meta[OUTPUTS] = tuple(CapturedOutput(name, kind, shape, None, {}) for name, kind, shape in declared)
     view.origin = ir.Model(graph, ir_version=like.ir_version)
 
 
@@ -77,10 +74,7 @@ class _Writer:
             target.extend([*wanted, *listed])
 
     def _new_input(self, value: Value) -> ir.Value:
-        assert value.dtype is not None
-        shape = None if value.shape is None else ir_shape(value.shape)
-        made = ir.Value(name=value.name, shape=shape, type=ir.TensorType(onnx_type(value.dtype)))
-        value.origin = self.found[value] = made
+        value.origin = self.found[value] = made = ir.Value(name=value.name, type=ir_type(value), shape=ir_shape_of(value))
         return made
 
     def value(self, value: Value) -> ir.Value:

@@ -23,9 +23,7 @@ from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
 from normfold.rewrites.recurrent_build import (
     Built,
-    Writer,
     as_state,
-    first_place,
     fits_state,
     hand_over,
     input_sequence,
@@ -33,6 +31,7 @@ from normfold.rewrites.recurrent_build import (
     name_apart,
     start,
     take_names,
+    writer_of,
 )
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.recurrent_compare import Constants, Differs
@@ -162,9 +161,7 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
         steps.sources[0], cell = before_projection(steps.sources[0], cell, graph)
     before = {value.name for value in graph.values()}
     anchors = [source.value for source in steps.sources] + ([] if zeros else begins)
-    module = label if any(node.module == label or node.module.startswith(f"{label}.") for node in graph.nodes) else ""
-    name = label.rpartition(".")[2] or "recurrent"
-    w = Writer(graph, name, module, first_place(graph, anchors))
+    w = writer_of(graph, label, anchors)
     first = steps.first + int(peeled and not steps.reverse)
     x = input_sequence(w, steps.sources, item.leaves, first, steps.count - peeled)
     starts = [None if zeros else start(w, begins[place], item.leaves[place], x) for place in order]

@@ -48,6 +48,12 @@ class Writer:
         return self.graph.constant(name, const if self.graph.keep_exact else const.rounded(), param=name if self.module else "")
 
 
+def writer_of(graph: Graph, label: str, anchors: Sequence[Value]) -> Writer:
+    """Writes what stands for the steps called `label`, behind `anchors`."""
+    inside = any(node.module == label or node.module.startswith(f"{label}.") for node in graph.nodes)
+    return Writer(graph, label.rpartition(".")[2] or "recurrent", label if inside else "", first_place(graph, anchors))
+
+
 def first_place(graph: Graph, values: Sequence[Value]) -> int:
     """Where all of `values` exist."""
     producers = {value.producer for value in values if value.producer is not None}

@@ -25,8 +25,9 @@ from normfold.detect import find_norms
 from normfold.graph import Gauge, Graph, Node, Shape, Value
 from normfold.ops.bodies import runner
 from normfold.record import Applied
+from normfold.rewrites import hoist_projection
 from normfold.rewrites.choices import Question
-from normfold.rewrites.recurrent_build import Writer, first_place, hand_over, label_of, name_apart, take_names
+from normfold.rewrites.recurrent_build import Writer, hand_over, label_of, name_apart, take_names, writer_of
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.recurrent_compare import Constants, Differs
 from normfold.rewrites.recurrent_sources import Source
@@ -56,6 +57,15 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
         result.applied.append(applied)
         result.renamed = {old: norms.get(new, new) for old, new in result.renamed.items()} | norms
         result.graph = twin.validate()
+    return _hoisted(result, policy) if result.applied else result
+
+
+def _hoisted(result: Rewritten, policy: Policy) -> Rewritten:
+    """Take the projections out of the new bodies: they are half of what there is to gain."""
+    if policy.uses(hoist_projection.REWRITE.id):
+        made = hoist_projection.run(result.graph, policy)
+        result.graph, result.applied = made.graph, result.applied + made.applied
+        result.renamed = {old: made.renamed.get(new, new) for old, new in result.renamed.items()} | made.renamed
     return result
 
 
@@ -99,7 +109,7 @@ def _rolled(graph: Graph, item: Recurrence) -> tuple[Applied, dict[str, str]]:
         raise NotStandard("not-a-cell", "its steps read no sequence")
     label = label_of(alike.nodes, item)
     anchors = [*(source.value for source in body.sources), *starts, *(v for v in body.captures if v.const is None)]
-    w = Writer(graph, label.rpartition(".")[2] or "steps", label if "." in label else "", first_place(graph, anchors))
+    w = writer_of(graph, label, anchors)
     parts = [_part(w, source, alike) for source in body.sources]
     made = _Made(w, body, alike, [*starts, *parts])
     hand_over(graph, made.pairs)
