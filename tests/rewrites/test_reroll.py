@@ -202,10 +202,27 @@ class NoProduct(nn.Module):
         return state
 
 
+class Simple(nn.Module):
+    """A simple recurrent unit: products of the input alone (Lei et al., arXiv 1709.02755)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w, self.v = nn.Linear(INPUTS, 2 * H), nn.Parameter(torch.rand(H))
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = torch.zeros(x.shape[0], H)
+        for t in range(x.shape[1]):
+            a, f = self.w(x[:, t]).chunk(2, 1)
+            f = torch.sigmoid(f + self.v * state)
+            state = f * state + (1 - f) * a
+        return state
+
+
 STAYS: dict[str, nn.Module] = {
     "factors of their own": Changing(cells.NormOnCell(INPUTS, H)),
     "statistics of their own": cells.PerStep(T, INPUTS, H),
     "no product": NoProduct(),
+    "no product of the state": Simple(),
 }
 
 
