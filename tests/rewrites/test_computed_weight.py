@@ -1,4 +1,4 @@
-"""Layers whose weight is computed when the model runs: that is why a norm beside them stays."""
+"""Layers whose weight is computed in forward: ahead, where constants alone decide it; else a norm beside them stays for that."""
 
 from __future__ import annotations
 
@@ -18,6 +18,38 @@ class Rounded(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.linear(input, torch.fake_quantize_per_tensor_affine(self.weight, 0.01, 0, -128, 127), self.bias)
+
+
+class Standardised(nn.Conv2d):
+    """Weight standardisation (Qiao et al. 2019) at every call, in one of the ways in which models write it."""
+
+    def __init__(self, inputs: int, outputs: int, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__(inputs, outputs, 3)
+        self.way = way
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.way(self.weight), self.bias)
+
+
+def by_std(w: Tensor) -> Tensor:
+    return (w - w.mean((1, 2, 3), keepdim=True)) / (w.std((1, 2, 3), keepdim=True) + 1e-5)
+
+
+def by_var_mean(w: Tensor) -> Tensor:
+    var, mean = torch.var_mean(w, dim=(1, 2, 3), keepdim=True, unbiased=False)
+    return (w - mean) * torch.rsqrt(var + 1e-5)
+
+
+def by_batch_norm(w: Tensor) -> Tensor:
+    return F.batch_norm(w.reshape(1, len(w), -1), None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(w)
+
+
+def by_weight_norm(w: Tensor) -> Tensor:
+    return torch.ops.aten._weight_norm.default(w, torch.arange(1.0, 1 + len(w)).view(-1, 1, 1, 1), 0)
+
+
+def by_largest_singular_value(w: Tensor) -> Tensor:
+    return w / torch.linalg.matrix_norm(w.flatten(1), 2)
 
 
 class Chosen(nn.Conv2d):
@@ -52,6 +84,22 @@ def test_a_rounded_weight_is_the_reason(route: Callable[..., Taken], last: bool)
 def test_a_weight_that_depends_on_the_input() -> None:
     module = randomised(Around(lambda i, o: Chosen(i, o, 1), nn.BatchNorm2d, last=True))
     assert aten(module, torch.randn(2, 3, 4, 4)).codes == ["computed-weight"]
+
+
+@pytest.mark.parametrize("way", [by_std, by_var_mean, by_batch_norm, by_weight_norm, by_largest_singular_value])
+def test_what_is_made_of_the_weight_alone_is_computed_ahead(way: Callable[[Tensor], Tensor]) -> None:
+    module = randomised(Around(lambda i, o: Standardised(i, o, way), nn.BatchNorm2d, last=True))
+    taken = aten(module, torch.randn(2, 3, 5, 5))
+    assert taken.outcomes == ["deleted"] and taken.error < 1e-6
+    assert [node.kind for node in taken.outcome.graph.nodes] == ["Conv", "Relu"]
+
+
+def test_what_is_made_of_the_input_is_not() -> None:
+    class Standardise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return by_std(x)
+
+    assert "aten::std.dim" in [node.kind for node in aten(Standardise(), torch.randn(2, 3, 5, 5)).outcome.graph.nodes]
 
 
 def test_one_side_is_enough() -> None:
