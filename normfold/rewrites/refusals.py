@@ -255,10 +255,27 @@ def explain_unwired(spec: NormSpec, wiring_pinned: bool) -> Refusal:
         return REFUSALS["batch-statistics"]
     if spec.gamma is None or spec.beta is None:
         return REFUSALS["computed-parameters"]
-    finite = all(np.isfinite(array).all() for array in (spec.gamma, spec.beta, spec.mean, spec.var))
+    odd = _not_finite(spec)
+    if odd is None:
+        return REFUSALS["unknown-shape"]
+    plain = REFUSALS["non-finite"]
+    return Refusal(plain.code, f"{plain.reason}: {odd}", plain.fix)
+
+
+def _not_finite(spec: NormSpec) -> str | None:
+    """Which number of a norm with stored statistics is broken, and in how many channels; None where none is."""
+    arrays = {"gamma": spec.gamma, "beta": spec.beta, "running_mean": spec.mean, "running_var": spec.var}
+    for name, array in arrays.items():
+        for word, odd in (("NaN", np.isnan), ("infinite", np.isinf)):
+            if array is not None and odd(array).any():
+                return f"{name} is {word} in {int(odd(array).sum())} of {array.size} channels"
+    assert spec.gamma is not None and spec.var is not None
+    if (spec.var < 0).any():
+        return f"running_var is negative in {int((spec.var < 0).sum())} of {spec.var.size} channels"
     with np.errstate(all="ignore"):
-        finite = finite and bool(np.isfinite(spec.gamma / np.sqrt(spec.var + spec.epsilon)).all())
-    return REFUSALS["non-finite"] if not finite or bool((spec.var < 0).any()) else REFUSALS["unknown-shape"]
+        scale = np.broadcast_to(spec.gamma / np.sqrt(spec.var + spec.epsilon), spec.var.shape)
+    count = int((~np.isfinite(scale)).sum())
+    return f"gamma / sqrt(running_var + epsilon) is not finite in {count} of {scale.size} channels" if count else None
 
 
 def _in_conflict(conflict: Bools, *labels: Ints) -> Ints:
