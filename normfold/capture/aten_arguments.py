@@ -6,6 +6,7 @@ A call is written again as it was captured as long as its inputs fit where the o
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from torch.fx import Node as FxNode
 
 from normfold.capture.aten_values import Absent, Call, Literal, Recipe, Slot, Stored, map_slots
 from normfold.graph import Value
+
+aten = torch.ops.aten
+RECURRENT = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 
 def fits(value: Value | None, slot: Slot | None) -> bool:
@@ -56,6 +60,15 @@ def is_intact(value: Value, origin: type) -> bool:
 def is_captured(value: Value) -> bool:
     """True when the value is a constant that still holds what was captured, whatever it came from."""
     return any(is_intact(value, origin) for origin in (Stored, Literal, Absent, Recipe))
+
+
+def with_biases(call: Call, inputs: int) -> Call:
+    """`call` itself, but for a recurrent layer that has got biases: then as many `inputs` stand in it as its node has now."""
+    if call.target not in RECURRENT or inputs <= len(call.seen):
+        return call
+    x, states, weights, _, *rest = call.args
+    now = [Slot(index) for index in range(len(call.seen) - len(weights), inputs)]
+    return replace(call, args=(x, states, now, True, *rest), attrs=call.attrs | {"has_biases": True})
 
 
 def trimmed(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

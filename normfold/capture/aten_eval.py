@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.fx import GraphModule, Interpreter, Node
 
+from normfold.capture.aten_arguments import with_biases
 from normfold.capture.aten_values import Call, Slot, map_slots, to_array, to_tensor, torch_dtype
 from normfold.graph import Array, is_float
 
@@ -48,7 +49,7 @@ def fallback_of(call: Call, captured: tuple[np.dtype[Any] | None, ...]) -> Fallb
             return leaf
 
         with torch.no_grad():
-            args = map_slots(call.args, fill)
+            args = map_slots(with_biases(call, len(arrays)).args, fill)
             kwargs = map_slots(call.kwargs, fill)
             result = run(call.target, args, kwargs, target)
         picked = [result if pick is None else result[pick] for pick in call.picks]

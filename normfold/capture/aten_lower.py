@@ -15,13 +15,12 @@ from torch.fx import Graph as FxGraph
 from torch.fx import Node as FxNode
 from torch.utils import _pytree as pytree
 
+from normfold.capture.aten_arguments import RECURRENT
 from normfold.capture.aten_state import legal
 from normfold.capture.aten_values import Absent
 from normfold.graph import Array, Constant, Node, Use, Value
 
 aten = torch.ops.aten
-
-_COMPOSITE = (aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input)
 
 
 class Emitter:
@@ -46,7 +45,7 @@ class Emitter:
         args, kwargs = pytree.tree_map(meta_of, (args, kwargs))
         shapes = self.fake_mode.shape_env
         # Only the Python twins of these know symbolic sizes.
-        python = enable_python_dispatcher() if target in _COMPOSITE else nullcontext()
+        python = enable_python_dispatcher() if target in RECURRENT else nullcontext()
         with self.fake_mode, torch.no_grad(), python:
             if shapes is None:
                 return target(*args, **kwargs)

@@ -12,8 +12,9 @@ from torch.export.graph_signature import InputKind, InputSpec, TensorArgument
 from torch.fx import Graph as FxGraph
 from torch.fx import Node as FxNode
 
+from normfold.capture.aten_arguments import RECURRENT
 from normfold.capture.aten_reader import State, stored_tensor
-from normfold.capture.aten_values import Stored, to_tensor
+from normfold.capture.aten_values import Call, Stored, to_tensor
 from normfold.graph import Graph, Node, Value, is_float
 
 _PREFIX = {InputKind.PARAMETER: "p", InputKind.BUFFER: "b", InputKind.CONSTANT_TENSOR: "c"}
@@ -142,6 +143,11 @@ class Constants:
             weight = reader.node.input(1)
             if weight is not None and weight.param.endswith("weight"):
                 trials.insert(0, weight.param.removesuffix("weight") + "bias")
+        elif reader is not None and not value.param and _is_recurrent(reader.node):
+            weight = reader.node.input(reader.slot - 2)  # weight_ih, weight_hh, bias_ih, bias_hh
+            owner, _, name = weight.param.rpartition("weight_") if weight is not None else ("", "", "")
+            if name:
+                trials.insert(0, f"{owner}bias_{name}")
         for trial in trials:
             if trial and self._free(trial):
                 return trial
@@ -196,6 +202,12 @@ def _is_weight(value: Value) -> bool:
     """True for a constant that convolutions and linears read as weight or bias."""
 
     def fits(node: Node, slot: int) -> bool:
-        return (node.kind in _WEIGHTED and slot in (1, 2)) or (node.kind in _RECURRENT and slot in (1, 2, 3))
+        written = (node.kind in _WEIGHTED and slot in (1, 2)) or (node.kind in _RECURRENT and slot in (1, 2, 3))
+        return written or (_is_recurrent(node) and slot > len(node.outputs) - 1)  # behind x and the states
 
     return bool(value.uses) and all(fits(use.node, use.slot) for use in value.uses) and is_float(value.dtype)
+
+
+def _is_recurrent(node: Node) -> bool:
+    """True for torch's own recurrent layers."""
+    return isinstance(node.origin, Call) and node.origin.target in RECURRENT

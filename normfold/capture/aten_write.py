@@ -17,7 +17,7 @@ from torch.export.graph_signature import ConstantArgument, ExportGraphSignature,
 from torch.fx import Graph as FxGraph
 from torch.fx import Node as FxNode
 
-from normfold.capture.aten_arguments import fits, is_captured, is_intact, required_slots, slots_of, trimmed
+from normfold.capture.aten_arguments import fits, is_captured, is_intact, required_slots, slots_of, trimmed, with_biases
 from normfold.capture.aten_lower import Emitter
 from normfold.capture.aten_lower_ops import LOWERINGS
 from normfold.capture.aten_reader import State
@@ -135,10 +135,11 @@ class _Writer:
     # ---- nodes ---------------------------------------------------------------------------------------------------------------
 
     def _emit(self, node: Node) -> None:
+        call = with_biases(node.origin, len(node.inputs)) if isinstance(node.origin, Call) else None
         if isinstance(node.origin, State):
             self.env[id(node.output)] = self.constants.state(node.origin.placeholder)
-        elif isinstance(node.origin, Call) and self._as_captured(node, node.origin):
-            self._emit_call(node, node.origin)
+        elif call is not None and self._as_captured(node, call):
+            self._emit_call(node, call)
         elif node.kind in LOWERINGS and "computed" not in node.attrs:
             base = node.origin.main.meta if isinstance(node.origin, Call) else self.stacks.get(node.module, {})
             self.emitter.start({key: base[key] for key in _KEPT_META if key in base}, node.output.name)

@@ -1,7 +1,8 @@
 """Constant folding and removal of operations that do nothing, on the view, for both adapters.
 
 What constants alone decide is computed here once: floats in float64, rounded when they are stored; integers, and floats on
-their way into a comparison, a rounding or a cast, in their own type, as the model would.  Only numpy computes.
+their way into a comparison, a rounding or a cast, in their own type, as the model would.  Numpy computes, and torch the few calls
+of its own that models make of their weights and that ONNX has no operation for.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ _JUMPS = frozenset(
 _KEPT = frozenset(
     "QuantizeLinear DequantizeLinear DynamicQuantizeLinear".split()
 )  # integers are what the weights are meant to be
+_OF_TORCH = frozenset(
+    [f"aten::{name}{form}" for name in ("std", "var", "std_mean", "var_mean") for form in ("", ".dim", ".correction")]
+    + ["aten::_native_batch_norm_legit.no_stats", "aten::_weight_norm", "aten::linalg_matrix_norm"]
+)  # smooth functions that models standardise their weights with in forward
 
 
 @dataclass
@@ -95,7 +100,7 @@ class _Tidier:
         return self._replace(node, [Constant(array)])
 
     def _fold(self, node: Node) -> bool:
-        if node.kind in _KEPT or not is_light(node.kind) or not self._replaceable(node) or not node.inputs:
+        if node.kind in _KEPT or not _computable(node) or not self._replaceable(node) or not node.inputs:
             return False
         if not all(value is None or self._constant(value) for value in node.inputs) or not self._affordable(node):
             return False
@@ -159,6 +164,10 @@ class _Tidier:
         self.done.bypassed += 1
 
 
+def _computable(node: Node) -> bool:
+    return is_light(node.kind) or node.kind in _OF_TORCH
+
+
 def _read(value: Value, own_type: bool) -> Array:
     assert value.const is not None
     return value.const.rounded().read() if own_type else value.const.float64()
@@ -182,7 +191,7 @@ def _exact_nodes(graph: Graph) -> set[Node]:
     constant: set[Value] = set()
     ahead: list[Node] = []
     for node in graph.nodes:
-        if all(value is None or value.const is not None or value in constant for value in node.inputs) and is_light(node.kind):
+        if all(value is None or value.const is not None or value in constant for value in node.inputs) and _computable(node):
             ahead.append(node)
             constant.update(node.outputs)
     computed, exact = set(ahead), set[Node]()

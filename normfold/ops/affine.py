@@ -22,7 +22,8 @@ def batch_norm_constants(node: Node, graph: Graph) -> tuple[Floats, Floats, Floa
     gamma, beta, mean, var = (array for array in arrays if array is not None)
     with np.errstate(all="ignore"):
         a, c = absorb.batch_norm(gamma, beta, mean, var, float(node.attrs.get("epsilon", 1e-5)))
-    healthy = np.isfinite(a).all() and np.isfinite(c).all() and (var >= 0).all()
+    # an infinite variance gives a scale of zero: a checkpoint that is broken, not a channel that was pruned
+    healthy = np.isfinite(a).all() and np.isfinite(c).all() and (var >= 0).all() and np.isfinite(var).all()
     return (gamma, beta, mean, var) if healthy else None
 
 

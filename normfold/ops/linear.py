@@ -26,10 +26,16 @@ def _foldable(node: Node, graph: Graph, weight: int = 1, bias: int = 2) -> bool:
     return node.input(bias) is None or is_foldable(node.input(bias), graph)
 
 
+def _pin(node: Node, w: Wiring) -> None:
+    """Of a layer that cannot fold: everything keeps its gauge, and where the weight is no constant that is the reason."""
+    weight = node.input(1)
+    w.pin_node(node, "computed-weight" if weight is not None and weight.const is None else "no-rule")
+
+
 def _wire_conv(node: Node, w: Wiring) -> None:
     x, weight, y = node.inputs[0], node.inputs[1], node.output
     if x is None or weight is None or not _foldable(node, w.graph):
-        return w.pin_node(node)
+        return _pin(node, w)
     w.even_out(x, {1})
     may_map = w.inserts.border_map and not y.captured and y.name not in w.inserts.denied
     if node.kind == "ConvTranspose":
@@ -77,7 +83,7 @@ def _wire_gemm(node: Node, w: Wiring) -> None:
     rank = x.rank if x is not None else None
     scaled_away = node.attrs.get("beta", 1.0) == 0.0 or node.attrs.get("alpha", 1.0) == 0.0
     if x is None or weight is None or rank is None or not _foldable(node, w.graph) or weight.rank != 2 or scaled_away:
-        return w.pin_node(node)
+        return _pin(node, w)
     features = rank - 2 if node.attrs.get("transA", 0) else rank - 1
     w.even_out(x, {features})
     w.set_fresh(y, (y.rank - 1 if y.rank else 0,))

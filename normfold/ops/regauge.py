@@ -94,13 +94,17 @@ class Regauge:
         if node.input(slot) is not None:
             self.replace(node, slot, array)
         elif np.any(array != 0.0):
-            key = (like, b"bias" + hashlib.blake2b(np.ascontiguousarray(array).data).digest())
-            value = self._made.get(key)  # one weight at many steps: one bias, too
-            if value is None:
-                value = self._made[key] = self.graph.derived(like, array, suffix="bias")
-                value.param = ""
-            self.graph.set_input(node, slot, value)
+            self.give_bias(node, slot, array, like)
             self.note_bias(node, like)
+
+    def give_bias(self, node: Node, slot: int, array: Array, like: Value) -> None:
+        """Put a bias at `slot`, where none is; one weight at many steps gets one bias, too."""
+        key = (like, b"bias%d" % slot + hashlib.blake2b(np.ascontiguousarray(array).data).digest())
+        value = self._made.get(key)
+        if value is None:
+            value = self._made[key] = self.graph.derived(like, array, suffix="bias")
+            value.param = ""
+        self.graph.set_input(node, slot, value)
 
     def add_behind(self, node: Node, addend: Array | Value, like: Value, suffix: str) -> None:
         """Put ``Add(y, addend)`` behind `node`: the sum takes over the readers of y.
@@ -126,5 +130,7 @@ class Regauge:
     def note_bias(self, node: Node, like: Value) -> None:
         """Record that `node` got a bias beside the weight `like`."""
         weight = like.param or like.name
-        name = f"{weight.removesuffix('weight')}bias" if weight.endswith("weight") else f"{weight} bias"
+        owner, _, last = weight.rpartition("weight")
+        recurrent = last.startswith("_ih_l")  # as torch calls them: weight_ih_l0, bias_ih_l0
+        name = f"{owner}bias{last}" if owner + last != weight and (not last or recurrent) else f"{weight} bias"
         self.changed.setdefault(node, []).append(f"{name} (new)")

@@ -132,11 +132,11 @@ class Wiring:
         self.system.pin_scale(labels.scale, code, subject)
         self.system.zero_shift(labels.shift, code, subject)
 
-    def pin_node(self, node: Node) -> None:
+    def pin_node(self, node: Node, code: str = "no-rule") -> None:
         """No rule: everything the node reads and writes keeps the identity."""
         for value in node.inputs:
             if value is not None and value.const is None:
-                self.pin(value, "no-rule", f"{node.kind} ({node.label})")
+                self.pin(value, code, f"{node.kind} ({node.label})")
         for value in node.outputs:
             self.set_identity(value)
 

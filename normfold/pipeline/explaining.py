@@ -42,7 +42,7 @@ def explain(loaded: Loaded, wanted: str, options: Options, record: Record) -> li
     exact = [i for i, known in enumerate(names) if wanted in known]
     chosen = exact or [i for i, known in enumerate(names) if any(fnmatch.fnmatchcase(name, wanted) for name in known)]
     if not chosen:
-        raise UsageError(_unknown(wanted, list(dict.fromkeys(name for known in names for name in known))))
+        raise UsageError(_unknown(wanted, list(dict.fromkeys(spec.name for spec in specs))))
     with watching([specs[i].name for i in chosen]) as traces:
         outcome = rewrite(route.graph, options)
     return [
@@ -60,8 +60,17 @@ def _names(spec: NormSpec) -> list[str]:
 
 
 def _unknown(wanted: str, known: list[str]) -> str:
+    """known: the names that every report shows."""
     if not known:
         return "the model has no normalization layer to explain"
-    close = difflib.get_close_matches(wanted, known, SHOWN, 0.5) or [name for name in known if wanted in name][:SHOWN]
+    within = [name for name in known if wanted.lower() in name.lower()]
+    likely = sorted((name for name in known if _likeness(wanted, name) >= 0.5), key=lambda name: -_likeness(wanted, name))
+    close = (within or likely)[:SHOWN]
     hint = f"close to it: {', '.join(close)}" if close else f"there are for example: {', '.join(known[:SHOWN])}"
     return f"no norm is called {wanted!r}; {hint} (`normfold inspect` lists all)"
+
+
+def _likeness(wanted: str, name: str) -> float:
+    """From 0 to 1; of a path whatever is more alike, the whole or as many of its last parts as `wanted` has."""
+    tail = ".".join(name.split(".")[-1 - wanted.count(".") :])
+    return max(difflib.SequenceMatcher(None, wanted.lower(), item.lower()).ratio() for item in (name, tail))

@@ -24,6 +24,7 @@ _DEMANDS = {
     "precision": "reads the same tensor and would lose bits",
     "captured": "hands it to a sub-graph, which reads it by name",
     "shared-weight": "has a weight that something else reads too and cannot fold",
+    "computed-weight": "has a weight that is computed when the model runs",
     "kept": "was kept, and takes no other gauge than it has",
     "no-rule": "lets no scale or shift per channel pass",
     "sign": "needs a positive scale",

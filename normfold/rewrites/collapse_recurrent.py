@@ -7,7 +7,8 @@
 where a, c are scale and shift of the norms; the gates may stand in any order, be cut out of one tensor or computed one by one.
 One step is read as polynomials (`algebra.cells`) and compared with the equations of the three cells; the other steps are
 compared with it node by node.  Where step 0 is not like the others (an exporter has computed a part of it) it stays, and the
-layer starts from the state behind it.
+layer starts from the state behind it.  Of two steps (`recurrent_two`) the first is compared with the second, whole: where it
+has another start than zeros or values handed over, the loop stays.
 
 Source: Cooijmans et al., Recurrent Batch Normalization (ICLR 2017, arXiv 1603.09025), for statistics shared over time.
 It does not touch loops whose steps differ in their parameters, cells with norms or other affine layers on the cell state,
@@ -42,9 +43,11 @@ from normfold.rewrites.recurrent_start import starts_from_zero
 from normfold.rewrites.recurrent_states import Recurrence, recurrences
 from normfold.rewrites.recurrent_steps import Steps, loops
 from normfold.rewrites.recurrent_symbols import Step
+from normfold.rewrites.recurrent_two import recurrences_of_two
 from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
 
-SHORTEST = 3  # steps: of fewer nothing can be compared
+SHORTEST = 2  # steps: of one nothing can be compared
+CALLED_LOOP = 3  # steps: what repeats no more often than this, and has no state, may be no loop at all
 _NORMS = frozenset(("BatchNormalization",))
 
 
@@ -76,7 +79,7 @@ def _next(graph: Graph, refused: dict[str, NotStandard], tried: set[tuple[str, .
     constants = Constants(graph)
     for steps in loops(graph, SHORTEST):
         try:
-            items = recurrences(steps, constants)
+            items = recurrences_of_two(graph, steps, constants) if steps.count == 2 else recurrences(steps, constants)
         except Differs as failure:
             _refuse(steps, None, NotStandard("step-parameters" if failure.parameters else "not-a-cell"), refused)
             continue
@@ -110,11 +113,14 @@ def _refuse(steps: Steps, item: Recurrence | None, failure: NotStandard, refused
     """Give the norms of a loop the reason why it stays.
 
     Where no state was found (item None) it may be no loop at all: only norms that depend on several x_t of a long one are told.
+    The same block used on two inputs may be no loop either: of two steps only those are told that are a cell but for something.
     """
+    if steps.count == 2 and failure.code in ("not-a-cell", "step-operation"):
+        return
     if item is not None:
         nodes = _inside(item)
     else:
-        inner = {steps.upto(step) for step in range(1, steps.count - 1)} if steps.count > SHORTEST else set[int]()
+        inner = {steps.upto(step) for step in range(1, steps.count - 1)} if steps.count > CALLED_LOOP else set[int]()
         nodes = [node for node in steps.graph.nodes if node.outputs and steps.mask(node.output) in inner]
     for node in nodes:
         if node.kind in _NORMS:

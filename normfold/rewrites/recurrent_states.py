@@ -90,7 +90,7 @@ def _follow(steps: Steps, constants: Constants, leaves: list[Value], roots: list
             reads[root], later[root] = set(walk.met.values()), twin
             break
     result: list[Recurrence] = []
-    for group in _closed(reads):
+    for group in closed(reads):
         inverse = {role[leaf]: leaf for leaf in role if role[leaf] in group}
         if set(inverse) == set(group):
             result.append(
@@ -103,7 +103,7 @@ def _follow(steps: Steps, constants: Constants, leaves: list[Value], roots: list
     return result
 
 
-def _closed(reads: dict[Value, set[Value]]) -> list[list[Value]]:
+def closed(reads: dict[Value, set[Value]]) -> list[list[Value]]:
     """Groups of roots that all read each other, directly or not, and nothing else."""
     reach: dict[Value, set[Value]] = {}
     for root in reads:

@@ -10,7 +10,7 @@ from normfold.algebra.labels import raise_rank
 from normfold.algebra.ratios import Bools, Ints
 from normfold.algebra.solve import Answer
 from normfold.algebra.system import Demand
-from normfold.graph import NormSpec
+from normfold.graph import NormSpec, Value
 from normfold.ops.wiring import AffineLayer, Wiring
 from normfold.record import Refusal
 
@@ -104,11 +104,14 @@ REFUSALS: dict[str, Refusal] = dict(
     )
 )
 
+_STORE_THE_WEIGHT = "fold before quantising; a weight that is standardised or rounded in forward: compute it once and store it"
+
 _PINS = {  # code -> (what stands there, what to do); the first one that applies gives a refusal its code
     "shared-weight": (
         "{subject}, which is also read by something that cannot fold it",
         "untie the weight (a copy costs its bytes)",
     ),
+    "computed-weight": ("{subject}, whose weight is computed when the model runs", _STORE_THE_WEIGHT),
     "captured": ("{subject}, which reads by name", "export the model without control flow"),
     "graph-output": ("{subject}, which must keep its values", "let a linear layer stand between the norm and that output"),
     "kept": ("{subject}, which was kept", "let that layer be folded too"),
@@ -123,6 +126,7 @@ _ZEROS = {  # code -> (why no shift can be there, what to do); the first one tha
         "its shift would need a new addition at {subject}, which has no bias",
         "use --objective norms, or give that layer a bias",
     ),
+    "computed-weight": ("its shift would reach {subject}, whose weight is computed when the model runs", _STORE_THE_WEIGHT),
     "zero-padding": (
         "what is left of its shift would reach {subject}, whose zero padding is not shifted with it",
         "pad with the shifted value in training, or place the norm behind the convolution",
@@ -187,6 +191,9 @@ def explain(layer: AffineLayer, answer: Answer, wiring: Wiring) -> Refusal:
             "give the norm a linear layer of its own before or behind it",
         )
     ends = [_End(labels, system.pins_near(labels)) for labels in (_in_conflict(answer.conflict, v.scale) for v in (x, y))]
+    born = _weight_in_front(layer.x, wiring)
+    if born is not None and not ends[0].demands:
+        ends[0] = ends[0]._replace(demands=[born])
     first = _both_fixed(ends, _PINS)
     if first is not None:
         sides = zip(("in front of it stands", "behind it stands"), (_strongest(end.demands, _PINS) for end in ends), strict=True)
@@ -197,6 +204,20 @@ def explain(layer: AffineLayer, answer: Answer, wiring: Wiring) -> Refusal:
         "another layer on the same tensors needs a different scale, or a tensor beyond a deleted layer is fixed",
         "give the norm a linear layer of its own before or behind it",
     )
+
+
+def _weight_in_front(value: Value, wiring: Wiring) -> Demand | None:
+    """The demand of the layer with a computed weight that made `value`, through operations that keep what it is."""
+    asking = {demand.asker: demand for demand in wiring.system.scale_pins if demand.code == "computed-weight"}
+    numbers = {node: number for number, node in enumerate(wiring.graph.nodes)} if asking else {}
+    while asking and value.producer is not None and wiring.of(value).pinned:
+        if numbers[value.producer] in asking:
+            return asking[numbers[value.producer]]
+        before = [x for x in value.producer.inputs if x is not None and x.const is None]
+        if len(before) != 1:
+            break
+        value = before[0]
+    return None
 
 
 class _End(NamedTuple):
@@ -234,10 +255,27 @@ def explain_unwired(spec: NormSpec, wiring_pinned: bool) -> Refusal:
         return REFUSALS["batch-statistics"]
     if spec.gamma is None or spec.beta is None:
         return REFUSALS["computed-parameters"]
-    finite = all(np.isfinite(array).all() for array in (spec.gamma, spec.beta, spec.mean, spec.var))
+    odd = _not_finite(spec)
+    if odd is None:
+        return REFUSALS["unknown-shape"]
+    plain = REFUSALS["non-finite"]
+    return Refusal(plain.code, f"{plain.reason}: {odd}", plain.fix)
+
+
+def _not_finite(spec: NormSpec) -> str | None:
+    """Which number of a norm with stored statistics is broken, and in how many channels; None where none is."""
+    arrays = {"gamma": spec.gamma, "beta": spec.beta, "running_mean": spec.mean, "running_var": spec.var}
+    for name, array in arrays.items():
+        for word, odd in (("NaN", np.isnan), ("infinite", np.isinf)):
+            if array is not None and odd(array).any():
+                return f"{name} is {word} in {int(odd(array).sum())} of {array.size} channels"
+    assert spec.gamma is not None and spec.var is not None
+    if (spec.var < 0).any():
+        return f"running_var is negative in {int((spec.var < 0).sum())} of {spec.var.size} channels"
     with np.errstate(all="ignore"):
-        finite = finite and bool(np.isfinite(spec.gamma / np.sqrt(spec.var + spec.epsilon)).all())
-    return REFUSALS["non-finite"] if not finite or bool((spec.var < 0).any()) else REFUSALS["unknown-shape"]
+        scale = np.broadcast_to(spec.gamma / np.sqrt(spec.var + spec.epsilon), spec.var.shape)
+    count = int((~np.isfinite(scale)).sum())
+    return f"gamma / sqrt(running_var + epsilon) is not finite in {count} of {scale.size} channels" if count else None
 
 
 def _in_conflict(conflict: Bools, *labels: Ints) -> Ints:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,16 @@ import numpy as np
 import onnx
 import onnx.helper as oh
 import pytest
+import torch
+from torch import nn
 
 from build import Builder
+from normfold.errors import UsageError
 from normfold.graph import Value
+from normfold.load import load
+from normfold.pipeline import Options
+from normfold.pipeline.explaining import explain as ask
+from normfold.record import Record
 
 IMAGE = (1, 4, 6, 6)
 
@@ -180,6 +188,23 @@ def test_patterns_and_unknown_names(tmp_path: Path) -> None:
     assert unknown.returncode == 2
     (line,) = unknown.stderr.splitlines()
     assert "no norm is called 'block.secnd'; close to it: block.second" in line
+
+
+@pytest.mark.parametrize(
+    ("wanted", "offered"),
+    [
+        ("bn_1", "close to it: block.bn1"),
+        ("BN", "close to it: block.bn1"),
+        ("batch_norm_0", "there are for example: block.bn1, 1"),
+    ],
+)
+def test_a_torch_model_offers_its_modules(wanted: str, offered: str) -> None:
+    """Not what torch.export calls the tensors."""
+    block = nn.Sequential(OrderedDict(conv=nn.Conv2d(3, 3, 1), bn1=nn.BatchNorm2d(3)))
+    module = nn.Sequential(OrderedDict([("block", block), ("1", nn.BatchNorm2d(3))])).eval()
+    loaded = load(module, calls=[((torch.randn(1, 3, 4, 4),), {})], record=Record())
+    with pytest.raises(UsageError, match=f"{offered} "):
+        ask(loaded, wanted, Options(), Record())
 
 
 def test_usage_errors_and_files_that_are_no_model(tmp_path: Path) -> None:

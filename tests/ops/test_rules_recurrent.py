@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from build import Builder
 from judge import judged, outcome, rewritten
+from normfold.capture.aten_write import to_program
 from normfold.graph import Value
 from normfold.rewrites import affine
 from normfold.rewrites.rewrite import Policy
@@ -119,7 +121,10 @@ CELLS: dict[str, tuple[Any, int]] = {
     "gru": (lambda: nn.GRU(5, 4, batch_first=True), 4),
     "rnn": (lambda: nn.RNN(5, 4, nonlinearity="relu", batch_first=True), 4),
     "tanh rnn": (lambda: nn.RNN(5, 4, batch_first=True, bidirectional=True), 8),
-    "lstm without bias": (lambda: nn.LSTM(5, 4, bias=False, batch_first=True), 4),
+    "lstm without bias": (lambda: nn.LSTM(5, 4, 2, bias=False, batch_first=True, bidirectional=True), 8),
+    "gru without bias": (lambda: nn.GRU(5, 4, 2, bias=False, batch_first=True), 4),
+    "rnn without bias": (lambda: nn.RNN(5, 4, bias=False, nonlinearity="relu", batch_first=True, bidirectional=True), 8),
+    "lstm with projection, without bias": (lambda: nn.LSTM(5, 4, proj_size=2, bias=False, batch_first=True), 2),
     "lstm with projection": (lambda: nn.LSTM(5, 4, proj_size=2, batch_first=True), 2),
 }
 
@@ -131,11 +136,28 @@ def test_bn_lstm_bn_linear(name: str) -> None:
     module, x = randomised(_Between(make(), size)), torch.randn(2, 5, 6)
     taken = aten(module, x)
     assert taken.error <= 2e-5
-    assert taken.outcomes == (["shift", "deleted"] if name == "lstm without bias" else ["deleted", "deleted"])
+    assert taken.outcomes == ["deleted", "deleted"]
+    assert all(finding.into for finding in taken.outcome.findings)
     if "rnn" in name or "projection" in name:
         return  # the exporter knows neither
     taken = by_onnx(module, x)
     assert taken.error <= 2e-5 and taken.outcomes == ["deleted", "deleted"]
+
+
+def test_biases_that_torch_gets_are_called_as_it_calls_them() -> None:
+    """The program is saved and loaded; its parameters fit the same module with biases."""
+    module, x = randomised(_Between(nn.LSTM(5, 4, 2, bias=False, batch_first=True), 4)), torch.randn(2, 5, 6)
+    stored = BytesIO()
+    torch.export.save(to_program(aten(module, x).outcome.graph), stored)
+    stored.seek(0)
+    program = torch.export.load(stored)
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(x), module(x), rtol=2e-5, atol=1e-6)
+    mine = {name.removeprefix("cell."): item for name, item in program.state_dict.items() if name.startswith("cell.")}
+    twin = nn.LSTM(5, 4, 2, batch_first=True)
+    twin.load_state_dict(mine)
+    assert all(isinstance(item, nn.Parameter) for item in mine.values())
+    assert not any(mine[name].any() for name in ("bias_hh_l0", "bias_ih_l1", "bias_hh_l1")) and mine["bias_ih_l0"].all()
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def kinds(result: Rewritten) -> list[str]:
     return [node.kind for node in result.graph.nodes]
 
 
-@pytest.mark.parametrize("steps", [3, 50])
+@pytest.mark.parametrize("steps", [2, 3, 50])
 def test_lengths(steps: int) -> None:
     result = collapse(lstm(steps))
     assert kinds(result) == ["Transpose", "LSTM", "Squeeze", "Squeeze"]
@@ -94,8 +94,16 @@ def test_lengths(steps: int) -> None:
     assert "LSTM of 4" in result.applied[0].detail
 
 
-def test_two_steps_are_too_few() -> None:
-    assert "LSTM" not in kinds(collapse(lstm(2)))
+def test_one_step_is_too_few() -> None:
+    assert "LSTM" not in kinds(collapse(lstm(1)))
+
+
+def test_two_steps_with_parameters_of_their_own() -> None:
+    """They may be two layers: nothing is done, and nothing said."""
+    assert kinds(collapse(lstm(2, copies=True))).count("LSTM") == 1
+    for odd in (0, 1):
+        result = collapse(lstm(2, copies=True, odd=odd))
+        assert "LSTM" not in kinds(result) and not result.fates
 
 
 def test_copies_of_the_parameters() -> None:

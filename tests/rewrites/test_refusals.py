@@ -147,6 +147,14 @@ def _conflicting_shift(b: Builder) -> None:
     b.output(b.conv(b.relu(b.bn(x, name="first")), 3), b.conv(b.relu(b.bn(x, name="bn")), 3))
 
 
+def _computed_weight(b: Builder) -> None:
+    y = b.conv(b.input("x", IMAGE), 4)
+    scale = b.op("Sigmoid", b.input("s", (4, 4, 1, 1)), shape=(4, 4, 1, 1))
+    b.graph.set_input(y.producer, 1, scale)  # type: ignore[arg-type]
+    b.graph.nodes.sort(key=lambda node: node.kind != "Sigmoid")
+    b.output(b.relu(b.bn(y, name="bn")))
+
+
 def _zero_padding(b: Builder) -> None:
     b.output(b.conv(b.bn(b.relu(b.conv(b.input("x", IMAGE), 4)), name="bn"), 3, 3, 1))
 
@@ -234,6 +242,7 @@ CASES: dict[str, tuple[Callable[[Builder], None], str]] = {
     "kept": (_kept_neighbour, "norms"),
     "conflicting-scale": (_conflicting_scale, "norms"),
     "conflicting-shift": (_conflicting_shift, "norms"),
+    "computed-weight": (_computed_weight, "norms"),
     "zero-padding": (_zero_padding, "latency"),
     "transposed-conv": (_transposed_conv, "latency"),
     "activation": (_activation, "latency"),
