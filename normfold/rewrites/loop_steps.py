@@ -113,7 +113,7 @@ class _Reader:
                 raise NotStandard("state-read", "a list that does not start empty")
             if self.graph.is_output(last) or last.captured:
                 raise NotStandard("state-read", "a list")
-            found += [_joined(use.node, plain(element)) for use in last.uses]
+            found += [_joined(use.node, plain(element)) for use in last.uses if is_read(self.graph, use.node.output)]
         return found
 
     # ---- sequences ---------------------------------------------------------------------------------------------------------
