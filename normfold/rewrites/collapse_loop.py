@@ -14,8 +14,8 @@ process: there no loop becomes a GRU, and an LSTM or RNN only one that starts fr
 results are joined from a list, which fails of itself where there is nothing to join.  (Stacked results of no step are empty
 either way; their open sizes are 0 in a Loop, and [0, B, H] behind a layer.)
 
-On a loaded two-core machine (ONNX Runtime 1.32, one thread, time after / before): an LSTM with norms as torch.jit.script writes it,
-T = 50, h = 128, .20 at batch 1 and .41 at batch 8; h = 16 .05 and .11.
+On a loaded two-core machine (ONNX Runtime 1.32, one thread, time after / before): an LSTM with norms as torch.jit.script writes
+it, T = 50, h = 128, .20 at batch 1 and .41 at batch 8; h = 16 .05 and .11.
 
 Source: https://onnx.ai/onnx/operators/onnx__Scan.html, onnx__Loop.html; Cooijmans et al., Recurrent Batch Normalization (ICLR
 2017, arXiv 1603.09025).

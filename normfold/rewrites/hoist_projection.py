@@ -95,6 +95,7 @@ class _Ahead:
     ) -> None:
         self.graph, self.node, self.body, self.found = graph, node, body, found
         self.outer = {value.name: value for value in node.captures}
+        self.held = {value.const: value for value in graph.constants() if value not in graph.pinned}
         self.of = {item.value: item for item in elements}  # the element whose rows a value has
         self.rows: dict[Value, Value] = {}
         self.sequences: dict[Value, Value] = {}  # element -> [T, B, ...]
@@ -159,9 +160,11 @@ class _Ahead:
         return self._add("Reshape", [rows, shape], wanted, "sequence", value, allowzero=1)
 
     def _constant(self, inner: Value) -> Value:
-        """A constant of the body in the graph around it: the one that is there by that name, or a new one for both."""
+        """A constant of the body in the graph around it: the one that is there, or a new one for both."""
         if inner.name in self.outer:
             return self.outer[inner.name]
+        if inner.const in self.held:
+            return self.held[inner.const]
         if inner not in self.constants:
             assert inner.const is not None
             const = inner.const if self.graph.keep_exact else inner.const.rounded()

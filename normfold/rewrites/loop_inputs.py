@@ -71,11 +71,12 @@ class ScanInputs:
         for slot in range(max(len(wanted), len(node.inputs))):
             graph.set_input(node, slot, wanted[slot] if slot < len(wanted) else None)
         del node.inputs[len(wanted) :]
-        node.attrs |= {
-            "num_scan_inputs": len(kept),
+        said = {
             "scan_input_axes": tuple(item.axis for item in kept),
             "scan_input_directions": tuple(item.order for item in kept),
         }
+        node.attrs |= {name: each for name, each in said.items() if name in node.attrs or any(each)}
+        node.attrs["num_scan_inputs"] = len(kept)
         _put(node, body)
 
 
