@@ -72,6 +72,59 @@ net (float[T, N, 3] x, float[N, 4] h0) => (float[N, 4] last, float[S, N, 4] all)
   never = Add (last, last)
 }"""
 )
+ZEROS = """  one = Constant <value = int64 {1}> ()
+  two = Constant <value = int64 {2}> ()
+  rows = Gather (shape, one)
+  first = Constant <value = int64[1] {0}> ()
+  many = Unsqueeze (rows, first)
+  four = Constant <value = int64[1] {4}> ()
+  sizes = Concat <axis = 0> (many, four)
+  h0 = ConstantOfShape (sizes)
+  last, all = Loop"""
+
+
+def changed(source: str, *pairs: tuple[str, str]) -> str:
+    for old, new in pairs:
+        assert old in source
+        source = source.replace(old, new)
+    return source
+
+
+def taking(*lines: str) -> tuple[str, str]:
+    """x_t is element p, which `lines` compute, in the place of element t."""
+    return "xt = Gather <axis = 0> (x, t)", "\n".join((*lines, "xt = Gather <axis = 0> (x, p)"))
+
+
+GIVEN = changed(LOOP, ("on = Less (far, limit)", "on = Identity (going)"))
+OPEN = changed(GIVEN, (", float[N, 4] h0)", ")"), ("  last, all = Loop", ZEROS))
+COUNTED = changed(
+    OPEN,
+    ("body = step (int64 t, bool going,", "body = step (int64 number, bool going, int64 t,"),
+    ("=> (bool on, float", "=> (bool on, int64 t1, float"),
+    ("last, all = Loop", "begin = Less (zero, steps)\n none = Identity (zero)\n end, last, all = Loop"),
+    ("on = Identity (going)", "t1 = Add (t, one)\n on = Less (t1, steps)"),
+    ("(steps, , h0)", "(, begin, none, h0)"),
+)
+WAYS = {
+    "forwards": OPEN,
+    "backwards": changed(OPEN, taking("m = Sub (steps, one)", "p = Sub (m, t)")),
+    "from the end": changed(OPEN, taking("m = Neg (one)", "p = Sub (m, t)")),
+    "kept axis": changed(
+        OPEN, taking("p = Unsqueeze (t, first)"), ("xt = Gather", "xk = Gather"), ("(x, p)", "(x, p)\n xt = Squeeze (xk, first)")
+    ),
+    "another axis": changed(
+        OPEN,
+        ("float[T, N, 3] x", "float[N, 3, T] x"),
+        ("axis = 0> (x, t)", "axis = 2> (x, t)"),
+        ("steps = Gather (shape, zero)", "third = Constant <value = int64 {2}> ()\n steps = Gather (shape, third)"),
+        ("Gather (shape, one)", "Gather (shape, zero)"),
+    ),
+    "size in the body": changed(
+        OPEN, taking("s = Shape <start = 0, end = 1> (x)", "n = Squeeze (s, first)", "m = Sub (n, one)", "p = Sub (m, t)")
+    ),
+    "counted": COUNTED,
+}
+"""Loops of open length that start from zeros."""
 IF = """
 net (float[N, 3] x, float[N, 4] h0) => (float[N, 4] y)
 {

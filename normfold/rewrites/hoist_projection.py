@@ -1,4 +1,4 @@
-"""hoist-projection: what every step of a Scan does to its element of the input alone is done once, for all steps.
+"""hoist-projection: what every step of a Scan or Loop does to its element of the input alone is done once, for all steps.
 
     x [T, B, I] -> Scan body: (x_t W + b -> LN) + h U -> ...
     becomes        x -> [T B, I] -> W + b -> LN -> y [T, B, O] -> Scan body: y_t + h U -> ...
@@ -8,10 +8,12 @@
 Each row is the same sum of the same products.  It is what is left to gain where the body is a step of no layer that ONNX has
 (norms with statistics of the step, peepholes).  With a product goes what stands before and behind it and treats each row alone
 (`row_wise`), as long as it makes nothing larger; where the body reads x_t otherwise, too, it goes on taking it.  A weight that
-the body still reads stands in front of the loop once, and the body reads it there; nothing is copied.
+the body still reads stands in front of the loop once, and the body reads it there; nothing is copied.  A Loop has to walk through
+its sequence (`loop_steps`); it takes element t of y where it took that of x.
 
 On a loaded two-core machine (ONNX Runtime 1.32, one thread, time after / before): a layer-norm LSTM of torch's scan, T = 50,
-h = 128, .79 at batch 1 and .93 at batch 8; h = 16 .90 and .91.
+h = 128, .79 at batch 1 and .93 at batch 8; h = 16 .90 and .91; the same in a Loop of torch.jit.script, whose body then also loses
+the arithmetic on sizes, .59 and .70; .59 and .60.
 
 Source: Appleyard et al., Optimizing Performance of Recurrent Neural Networks on GPUs (arXiv 1604.01946): the input products of
 all steps at once.  It does not touch convolutions, elements whose first axis is not that of the rows (no batch), and what bodies
@@ -22,14 +24,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from normfold.algebra.cell_match import NotStandard
 from normfold.graph import Dim, Gauge, Graph, Node, Shape, Use, Value
-from normfold.ops.bodies import runner
 from normfold.record import Applied
 from normfold.rewrites.body_rows import alike
+from normfold.rewrites.loop_inputs import Element, LoopInputs, ScanInputs
+from normfold.rewrites.loop_steps import read_loop
 from normfold.rewrites.rewrite import Policy, Rewrite, Rewritten
 from normfold.rewrites.row_wise import NORMS, PRODUCTS, Attributes
 
@@ -38,55 +41,37 @@ _EMPTY_SIZES = 14
 
 
 def run(graph: Graph, policy: Policy) -> Rewritten:
-    """Take the projection of the input out of every Scan; `graph` itself is not changed."""
+    """Take the projection of the input out of every loop over time; `graph` itself is not changed."""
     result = Rewritten(graph)
-    for name in [node.output.name for node in graph.nodes if node.kind == "Scan" and "body" in node.bodies]:
+    for name in [node.output.name for node in graph.nodes if node.kind in ("Scan", "Loop") and "body" in node.bodies]:
         twin = result.graph.clone()
         node = next(item for item in twin.nodes if item.output.name == name)
-        body = node.bodies["body"].clone()
-        scan = _Scan(node, body)
-        steady = body.inputs[len(node.inputs) :]
-        order = {item.value: item.backwards for item in scan.elements if _can_be_told(item, twin)}
-        found = alike(body, order, steady, policy)
-        if not found:
+        inputs = _inputs(twin, node)
+        if inputs is None:
             continue
-        ahead = _Ahead(twin, node, body, [item for item in scan.elements if item.value in order], found)
-        result.renamed |= ahead.norms()
-        scan.take(twin, ahead.crossing())
-        result.applied.append(_applied(node, list(found)))
-        result.graph = twin.validate()
+        elements = [item for item in inputs.elements if _can_be_told(item, twin)]
+        steady = inputs.body.inputs[len(node.inputs) :]
+        found = alike(inputs.body, {item.value: item.order for item in elements}, steady, policy)
+        if found:
+            ahead = _Ahead(twin, node, inputs.body, elements, found)
+            result.renamed |= ahead.norms()
+            inputs.take(twin, ahead.crossing())
+            result.applied.append(_applied(node, list(found)))
+            result.graph = twin.validate()
     return result
 
 
-def _applied(node: Node, gone: Sequence[Node]) -> Applied:
-    products = sum(item.kind in PRODUCTS for item in gone)
-    what = "one product" if products == 1 else f"{products} products"
-    more = f" and {len(gone) - products} operations beside it" if len(gone) > products else ""
-    return Applied("hoist-projection", node.label, f"{what}{more} of its input, once for all steps")
+def _inputs(graph: Graph, node: Node) -> ScanInputs | LoopInputs | None:
+    if node.kind == "Scan":
+        return ScanInputs(node)
+    try:
+        loop = read_loop(graph, node)
+    except NotStandard:
+        return None
+    return LoopInputs(node, loop)
 
 
-@dataclass(frozen=True, eq=False)
-class _Element:
-    """What a step takes (`value`, in the body) of `source` (around it), along `axis`, the last one first where `backwards`."""
-
-    value: Value
-    source: Value
-    axis: int
-    backwards: bool
-
-    @property
-    def perm(self) -> tuple[int, ...]:
-        """The axis of the steps first."""
-        return (self.axis, *(place for place in range(self.source.rank or 0) if place != self.axis))
-
-    @property
-    def sizes(self) -> Shape:
-        """Of the sequence as [T, B, ...]."""
-        assert self.source.shape is not None
-        return tuple(self.source.shape[place] for place in self.perm)
-
-
-def _can_be_told(item: _Element, graph: Graph) -> bool:
+def _can_be_told(item: Element, graph: Graph) -> bool:
     """True where there are steps to put together, and the rows of all can be parted again."""
     shape, element = item.source.shape, item.value.shape
     if not shape or not element or item.value.captured or item.sizes[2:] != element[1:]:
@@ -94,68 +79,23 @@ def _can_be_told(item: _Element, graph: Graph) -> bool:
     return item.sizes[0] != 1 and (any(isinstance(size, int) for size in item.sizes[:2]) or (graph.opset or 0) >= _EMPTY_SIZES)
 
 
-class _Scan:
-    """The sequences of a Scan, and their exchange.  body: a copy, still to be put into the node."""
-
-    def __init__(self, node: Node, body: Graph) -> None:
-        self.node, self.body = node, body
-        count = int(node.attrs["num_scan_inputs"])
-        self.states = len(node.inputs) - count
-        self.elements: list[_Element] = []
-        for place, value in enumerate(node.inputs[self.states :]):
-            assert value is not None
-            axis = self._each("scan_input_axes", place) % (value.rank or 1)
-            backwards = bool(self._each("scan_input_directions", place))
-            self.elements.append(_Element(body.inputs[self.states + place], value, axis, backwards))
-
-    def _each(self, name: str, place: int) -> int:
-        values = self.node.attrs.get(name)
-        return int(values[place]) if values else 0
-
-    def take(self, graph: Graph, news: Mapping[Value, tuple[Value, bool]]) -> None:
-        """The body reads slices of sequences along axis 0 in the place of values that it computed; what is dead goes.
-
-        news: such a value -> sequence, and whether it is walked through backwards.
-        """
-        node, body = self.node, self.body
-        fresh: list[_Element] = []
-        for old, (sequence, backwards) in news.items():
-            given = body.value(graph.claim(f"{old.name}_t"), old.shape, old.dtype)
-            given.gauges = (Gauge.none(),)
-            body.replace_uses(old, given)
-            body.outputs = [given if value is old else value for value in body.outputs]
-            fresh.append(_Element(given, sequence, 0, backwards))
-        body.prune()
-        held = body.inputs[len(node.inputs) :]
-        kept = [item for item in self.elements if item.value.uses or body.is_output(item.value)] + fresh
-        read = {value.name for value in held if value.uses} | {value.name for value in body.constants()}
-        read |= {value.name for inner in body.nodes for value in inner.captures}
-        body.inputs = [*body.inputs[: self.states], *(item.value for item in kept), *(v for v in held if v.name in read)]
-        wanted = [*node.inputs[: self.states], *(item.source for item in kept)]
-        for slot in range(max(len(wanted), len(node.inputs))):
-            graph.set_input(node, slot, wanted[slot] if slot < len(wanted) else None)
-        del node.inputs[len(wanted) :]
-        node.attrs |= {
-            "num_scan_inputs": len(kept),
-            "scan_input_axes": tuple(item.axis for item in kept),
-            "scan_input_directions": tuple(int(item.backwards) for item in kept),
-        }
-        for value in node.captures:
-            if value.name not in read:
-                value.uses.remove(Use(node, -1))
-        node.captures = tuple(value for value in node.captures if value.name in read)
-        node.bodies = {"body": body.validate()}
-        node.fallback = runner(node)
+def _applied(node: Node, gone: Sequence[Node]) -> Applied:
+    products = sum(item.kind in PRODUCTS for item in gone)
+    what = "one product" if products == 1 else f"{products} products"
+    others = len(gone) - products
+    more = f" and {others} more operation{'s' if others > 1 else ''}" if others else ""
+    return Applied("hoist-projection", node.label, f"{what} of its input{more}, once for all steps")
 
 
 class _Ahead:
     """The same operations in front of the loop, on the rows of all steps laid on each other: [T B, ...]."""
 
     def __init__(
-        self, graph: Graph, node: Node, body: Graph, elements: Sequence[_Element], found: Mapping[Node, Attributes]
+        self, graph: Graph, node: Node, body: Graph, elements: Sequence[Element], found: Mapping[Node, Attributes]
     ) -> None:
         self.graph, self.node, self.body, self.found = graph, node, body, found
         self.outer = {value.name: value for value in node.captures}
+        self.held = {value.const: value for value in graph.constants() if value not in graph.pinned}
         self.of = {item.value: item for item in elements}  # the element whose rows a value has
         self.rows: dict[Value, Value] = {}
         self.sequences: dict[Value, Value] = {}  # element -> [T, B, ...]
@@ -167,11 +107,11 @@ class _Ahead:
         """What went along, by the names of outputs before and now."""
         return {node.output.name: self.rows[node.output].name for node in self.found if node.kind in NORMS}
 
-    def crossing(self) -> dict[Value, tuple[Value, bool]]:
-        """What the rest of the body reads -> the sequence of it, and whether that is walked through backwards."""
+    def crossing(self) -> dict[Value, tuple[Value, Element]]:
+        """What the rest of the body reads -> the sequence [T, B, ...] of it, and the element that it is computed from."""
         values = [value for node in self.found for value in node.outputs]
         read = [v for v in values if self.body.is_output(v) or any(use.node not in self.found for use in v.uses)]
-        return {value: (self._sequence(value), self.of[value].backwards) for value in read}
+        return {value: (self._sequence(value), self.of[value]) for value in read}
 
     def _once(self, inner: Node, attrs: Attributes) -> None:
         element = next(self.of[value] for value in inner.inputs if value is not None and value in self.of)
@@ -220,9 +160,11 @@ class _Ahead:
         return self._add("Reshape", [rows, shape], wanted, "sequence", value, allowzero=1)
 
     def _constant(self, inner: Value) -> Value:
-        """A constant of the body in the graph around it: the one that is there by that name, or a new one for both."""
+        """A constant of the body in the graph around it: the one that is there, or a new one for both."""
         if inner.name in self.outer:
             return self.outer[inner.name]
+        if inner.const in self.held:
+            return self.held[inner.const]
         if inner not in self.constants:
             assert inner.const is not None
             const = inner.const if self.graph.keep_exact else inner.const.rounded()
@@ -260,4 +202,4 @@ def _product(sizes: Shape) -> Dim:
     return math.prod(known) if len(known) == len(sizes) else None
 
 
-REWRITE = Rewrite("hoist-projection", "Do at once for all steps of a Scan what its body does to the input alone.", run)
+REWRITE = Rewrite("hoist-projection", "Do at once for all steps of a Scan or Loop what its body does to the input alone.", run)

@@ -121,6 +121,11 @@ def input_sequence(w: Writer, sources: Sequence[Source], leaves: Sequence[Value]
     return w.add("Concat", list(parts), (*shapes[0][:2], width), "x", axis=2)
 
 
+def is_read(graph: Graph, value: Value) -> bool:
+    """True when something depends on `value`."""
+    return bool(value.uses) or graph.is_output(value)
+
+
 def is_zero(graph: Graph, value: Value) -> bool:
     """True for a tensor of zeros, made at run time or not."""
     if value.const is not None:

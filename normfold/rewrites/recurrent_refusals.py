@@ -33,6 +33,14 @@ _WORDS = {
         "it stands in a loop over time whose steps have parameters of their own (statistics per step): no single layer is it",
         "share the statistics over time (one BatchNorm for all steps), or fold step by step with --clone-budget",
     ),
+    "loop-length": (
+        "it stands in a loop of which it is not seen that it walks through a sequence, one element a step, to its end",
+        "run the loop as often as the sequence is long, with nothing else that can end it, and take element t at step t",
+    ),
+    "empty-sequence": (
+        "it stands in a loop of open length: after no step it gives its start back, which ONNX Runtime's layers do not",
+        "export with a fixed length, or as a Scan, which takes no empty sequence either; an LSTM or RNN may start from zeros",
+    ),
     "state-read": (
         "it stands in a loop over time of which something is read that an LSTM does not give (a gate, or c before the last step)",
         "read h of the steps, and c behind the last one only",

@@ -38,7 +38,7 @@ class _Bases:
         if node is None or source is None or source.const is not None:
             return value
         base = self.of(source)
-        if node.kind == "Identity" or (node.kind == "Slice" and _takes_all(node)):
+        if node.kind == "Identity" or (node.kind == "Slice" and takes_all(node)):
             return base
         others = [item for item in node.inputs[1:] if item is not None]
         if any(item.const is None or item.const.size > 16 for item in others):
@@ -48,7 +48,8 @@ class _Bases:
         return self._made.setdefault(key, value)
 
 
-def _takes_all(node: Node) -> bool:
+def takes_all(node: Node) -> bool:
+    """True for a Slice that cuts nothing off, whatever the sizes are."""
     attrs = node.attrs
     rows = [attrs.get(key) for key in ("starts", "ends", "steps")]
     if any(row is None for row in rows):

@@ -68,7 +68,7 @@ def test_the_projection_and_its_norm_go_in_front(axis: int, x: str, back: int) -
     assert inside(scan) == ["MatMul", "Add", "Sigmoid", "Identity"], "the product of the state stays"
     assert outside(result).count("MatMul") == outside(result).count("LayerNormalization") == 1
     assert len(scan.input) == 2
-    assert applied(outcome) == ["one product and 1 operations beside it of its input, once for all steps"]
+    assert applied(outcome) == ["one product of its input and 1 more operation, once for all steps"]
     assert [(item.name, item.outcome) for item in outcome.findings] == [("an", "kept")]
     assert outcome.stands_for["an"] in {value.name for value in outcome.graph.values()}
 
@@ -144,7 +144,7 @@ def test_what_leads_to_the_product_and_comes_from_it_goes_along() -> None:
     )
     outcome, _, scan = hoisted(source)
     assert inside(scan) == ["MatMul", "Add", "Sigmoid", "Identity"]
-    assert applied(outcome) == ["one product and 4 operations beside it of its input, once for all steps"]
+    assert applied(outcome) == ["one product of its input and 4 more operations, once for all steps"]
 
 
 def test_what_makes_more_of_a_product_stays() -> None:
