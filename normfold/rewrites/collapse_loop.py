@@ -30,6 +30,7 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match, same
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
+from normfold.rewrites.handing_over import hand_over, take_names
 from normfold.rewrites.loop_parts import Loop, read_scan
 from normfold.rewrites.loop_steps import read_loop
 from normfold.rewrites.recurrent_build import (
@@ -39,12 +40,10 @@ from normfold.rewrites.recurrent_build import (
     as_state,
     first_place,
     fits_state,
-    hand_over,
     input_sequence,
     is_read,
     is_zero,
     start,
-    take_names,
 )
 from normfold.rewrites.recurrent_collect import first_to
 from normfold.rewrites.recurrent_refusals import refusal

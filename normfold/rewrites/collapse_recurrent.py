@@ -22,18 +22,8 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
-from normfold.rewrites.recurrent_build import (
-    Built,
-    as_state,
-    fits_state,
-    hand_over,
-    input_sequence,
-    label_of,
-    name_apart,
-    start,
-    take_names,
-    writer_of,
-)
+from normfold.rewrites.handing_over import hand_over, name_apart, take_names
+from normfold.rewrites.recurrent_build import Built, as_state, fits_state, input_sequence, label_of, start, writer_of
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.recurrent_compare import Constants, Differs
 from normfold.rewrites.recurrent_projection import before_projection

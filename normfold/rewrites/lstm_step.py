@@ -21,7 +21,8 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
-from normfold.rewrites.recurrent_build import Built, Writer, first_place, hand_over, take_names
+from normfold.rewrites.handing_over import hand_over, take_names
+from normfold.rewrites.recurrent_build import Built, Writer, first_place
 from normfold.rewrites.recurrent_rules import RULES
 from normfold.rewrites.recurrent_sources import Source
 from normfold.rewrites.recurrent_states import Recurrence

@@ -30,7 +30,8 @@ from normfold.ops.bodies import runner
 from normfold.record import Applied
 from normfold.rewrites import hoist_projection
 from normfold.rewrites.choices import Question
-from normfold.rewrites.recurrent_build import Writer, hand_over, label_of, name_apart, take_names, writer_of
+from normfold.rewrites.handing_over import hand_over, name_apart, take_names
+from normfold.rewrites.recurrent_build import Writer, label_of, writer_of
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.recurrent_compare import Constants, Differs
 from normfold.rewrites.recurrent_sources import Source
