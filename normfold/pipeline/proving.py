@@ -84,6 +84,20 @@ def prove_also(route: Route, graph: Graph, path: Path, options: Options, record:
         raise _written_otherwise(route, failure[0].failed[0], path.suffix)
 
 
+def objection(route: Route, path: Path, options: Options) -> str:
+    """Why another form of the result, the file `path`, is not to be used: what the gates say of it alone; "" where they pass."""
+    from normfold.verify import judge
+
+    try:
+        judged = judge(
+            route.graph, None, route.original(), route.result(path), inputs_of(route),
+            stored=route.stored(path), budget=options.proof_seconds / 4, stop=True, peer=partial(route.peer, path),
+        )  # fmt: skip
+    except NormfoldError as error:
+        return str(error)
+    return "" if judged.verdict == "same" else "its result does not pass the gates"
+
+
 def blame(route: Route, outcome: Outcome, judgement: Judgement, feed: Feed, suffix: str, write: Write) -> Blamed | None:
     """The rewrite that made the difference that `judgement` found on `feed`; None where none can be told.
 

@@ -39,6 +39,12 @@ class Outcome:
     steps: list[Step] = field(default_factory=list[Step])
 
 
+def policy_of(graph: Graph, options: Options) -> Policy:
+    """What `options` allow the rewrites of a graph."""
+    budget = options.clone_bytes(sum(value.const.nbytes for value in graph.constants() if value.const is not None))
+    return Policy(options.objective, options.keeps, budget, options.uses, recorded(options.target, options.objective))
+
+
 def rewrite(graph: Graph, options: Options) -> Outcome:
     """All rewrites that `options` allow, on a copy.  Raises UsageError for an unknown rule id."""
     known = {item.id for item in rewrites()}
@@ -48,8 +54,7 @@ def rewrite(graph: Graph, options: Options) -> Outcome:
     specs = find_norms(graph)
     outcome = Outcome(graph)
     fates = Fates(spec.output.name for spec in specs)
-    budget = options.clone_bytes(sum(value.const.nbytes for value in graph.constants() if value.const is not None))
-    policy = Policy(options.objective, options.keeps, budget, options.uses, recorded(options.target, options.objective))
+    policy = policy_of(graph, options)
     for item in rewrites():
         if options.uses(item.id):
             result = item.run(outcome.graph, policy)

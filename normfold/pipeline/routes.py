@@ -172,12 +172,17 @@ class TorchRoute:
 
         self.program, self._onnx = to_program(graph), None
 
-    def _as_onnx(self) -> Any:
+    def as_onnx(self) -> Any:
+        """The rewritten program as an onnx_ir.Model, or what has taken its place."""
         from normfold.export.to_torch import to_onnx_model
 
         if self._onnx is None:
             self._onnx = to_onnx_model(self.program, opset=self.options.opset)
         return self._onnx
+
+    def take_onnx(self, model: Any) -> None:
+        """Another form of the rewritten program as ONNX: it is written and timed from now on."""
+        self._onnx = model
 
     def write(self, path: Path, *, force: bool = False) -> list[Path]:
         if path.suffix.lower() == ".pt2":
@@ -187,7 +192,7 @@ class TorchRoute:
             return [path]
         from normfold.export.to_onnx import save_onnx
 
-        return save_onnx(self._as_onnx(), path, force=force)
+        return save_onnx(self.as_onnx(), path, force=force)
 
     def result(self, path: Path) -> Runner:
         from normfold.verify import OnnxRunner, TorchRunner
@@ -208,7 +213,7 @@ class TorchRoute:
         before, after = folder / "before.onnx", folder / "after.onnx"
         try:
             save_onnx(to_onnx_model(self.before, opset=self.options.opset), before, force=True)
-            save_onnx(self._as_onnx(), after, force=True)
+            save_onnx(self.as_onnx(), after, force=True)
         except NormfoldError as error:
             self.record.note(f"not timed on ONNX Runtime: {error}")
             return None

@@ -8,7 +8,6 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ from normfold.export.manifest import write_manifest
 from normfold.graph import Graph
 from normfold.load import Loaded
 from normfold.pipeline.options import Options, check_outputs
-from normfold.pipeline.proving import Write, inputs_of, prove, prove_also
+from normfold.pipeline.proving import Write, objection, prove, prove_also
 from normfold.pipeline.rewriting import rewrite, size_of, undone
-from normfold.pipeline.routes import Route, feeds_by_name, open_route
+from normfold.pipeline.rolling import roll_up
+from normfold.pipeline.routes import Route, TorchRoute, feeds_by_name, open_route
 from normfold.pipeline.versions import versions
 from normfold.record import Record, Refusal
 from normfold.rewrites.choices import has_records
@@ -124,6 +124,9 @@ def run(loaded: Loaded, options: Options, record: Record) -> Result:
                 outcome = prove(route, outcome, suffixes, write, options, record)
             record.applied, record.after = earlier + outcome.applied, size_of(outcome.graph)
         result = Result(record, outcome.graph, route, options, set(suffixes) if options.verify else set())
+        if ".onnx" in suffixes and isinstance(route, TorchRoute):
+            with _stage(record, "reroll", but="write"):
+                roll_up(route, outcome.graph, write, folder, options, record)
         tidied = _tidied(result, suffixes, written, write, folder, options)
         if options.timing:
             with _stage(record, "timing"):
@@ -194,21 +197,10 @@ def _simplified(result: Result, path: Path, folder: Path, options: Options) -> b
         return None
     target = folder / "simplified.onnx"
     target.write_bytes(data)
-    if options.verify:
-        from normfold.verify import judge
-
-        try:
-            inputs = inputs_of(route)
-            judged = judge(
-                route.graph, None, route.original(), route.result(target), inputs,
-                stored=route.stored(target), budget=options.proof_seconds / 4, stop=True, peer=partial(route.peer, target),
-            )  # fmt: skip
-        except NormfoldError as error:
-            record.warn(f"the onnxsim step was left out: {error}")
-            return None
-        if judged.verdict != "same":
-            record.warn("the onnxsim step was left out: its result does not pass the gates")
-            return None
+    why = objection(route, target, options) if options.verify else ""
+    if why:
+        record.warn(f"the onnxsim step was left out: {why}")
+        return None
     return data
 
 

@@ -91,6 +91,11 @@ def _next(graph: Graph, tried: set[tuple[str, ...]], policy: Policy) -> Recurren
     return None
 
 
+def may_gain(graph: Graph, policy: Policy) -> bool:
+    """True where there is a loop long enough, whatever its steps do."""
+    return any(_gains(steps.count, policy) for steps in loops(graph, SHORTEST))
+
+
 def _gains(steps: int, policy: Policy) -> bool:
     answer = policy.answer(Question("reroll", steps=steps))
     return steps >= (LONG if answer == "when long" else SHORTEST) and answer != "no"

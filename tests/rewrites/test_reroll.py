@@ -21,6 +21,7 @@ from normfold.capture.program import export_module
 from normfold.capture.tidy import tidy
 from normfold.export.to_onnx import proto_bytes
 from normfold.graph import Graph, Node
+from normfold.pipeline import rolling
 from normfold.rewrites import reroll
 from normfold.rewrites.choices import recorded
 from normfold.rewrites.rewrite import Policy, Rewritten
@@ -293,3 +294,25 @@ def test_a_long_loop_is_proved_and_written(tmp_path: Path, monkeypatch: pytest.M
         expected = module(x())
     (came,) = run_onnx(model.SerializeToString(), {model.graph.input[0].name: x().numpy()})
     np.testing.assert_allclose(came, expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("why", ["", "it is not the same"])
+def test_the_onnx_form_of_a_torch_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    """torch.export has no Scan: the .pt2 keeps its steps, the .onnx has one, unless its own judgement says no."""
+    torch.manual_seed(1)
+    monkeypatch.setattr(reroll, "LONG", T - 2)
+    if why:
+        monkeypatch.setattr(rolling, "objection", lambda *args: why)
+    module, outputs = made(Loop(cells.LayerNormed(INPUTS, H), "heads")), [tmp_path / "out.onnx", tmp_path / "out.pt2"]
+    record = normfold.optimize(module, x(1), outputs=outputs).record
+    assert record.passed
+    assert ("reroll" in {item.rule for item in record.applied}) == (not why)
+    assert any(why in text for text in record.warnings) == bool(why)
+    model = onnx.load(outputs[0])
+    assert [node.op_type for node in model.graph.node].count("Scan") == (not why)
+    with torch.no_grad():
+        expected = module(x(1)).numpy()
+        program = torch.export.load(outputs[1]).module()(x(1)).numpy()
+    (came,) = run_onnx(model.SerializeToString(), {model.graph.input[0].name: x(1).numpy()})
+    np.testing.assert_allclose(came, expected, atol=1e-5)
+    np.testing.assert_allclose(program, expected, atol=1e-5)
