@@ -20,6 +20,14 @@ class Rounded(nn.Linear):
         return F.linear(input, torch.fake_quantize_per_tensor_affine(self.weight, 0.01, 0, -128, 127), self.bias)
 
 
+class RoundedByChannel(nn.Linear):
+    """Fake quantisation with a scale a channel, as torch's default configurations have it."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        scale, zero = torch.linspace(0.01, 0.02, len(self.weight)), torch.zeros(len(self.weight), dtype=torch.int32)
+        return F.linear(input, torch.fake_quantize_per_channel_affine(self.weight, scale, zero, 0, -128, 127), self.bias)
+
+
 class Standardised(nn.Conv2d):
     """Weight standardisation (Qiao et al. 2019) at every call, in one of the ways in which models write it."""
 
@@ -72,9 +80,9 @@ class Around(nn.Module):
 
 
 @pytest.mark.parametrize("last", [True, False])
-@pytest.mark.parametrize("route", [aten, by_onnx])
-def test_a_rounded_weight_is_the_reason(route: Callable[..., Taken], last: bool) -> None:
-    taken = route(randomised(Around(Rounded, nn.BatchNorm1d, last=last)), torch.randn(2, 3))
+@pytest.mark.parametrize(("route", "layer"), [(aten, Rounded), (by_onnx, Rounded), (aten, RoundedByChannel)])
+def test_a_rounded_weight_is_the_reason(route: Callable[..., Taken], layer: type[nn.Linear], last: bool) -> None:
+    taken = route(randomised(Around(layer, nn.BatchNorm1d, last=last)), torch.randn(2, 3))
     assert taken.codes == ["computed-weight"] and taken.error < 1e-6
     (finding,) = taken.outcome.findings
     assert finding.refusal is not None and "(one), whose weight is computed" in finding.refusal.reason
