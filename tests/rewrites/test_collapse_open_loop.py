@@ -75,6 +75,49 @@ STAYS = {
 }
 
 
+LISTED = changed(
+    GIVEN,
+    ("last, all = Loop", "empty = SequenceEmpty <dtype = 1> ()\n last, list = Loop"),
+    ("float[N, 4] h) =>", "float[N, 4] h, seq(float[N, 4]) s) =>"),
+    ("float[N, 4] y)", "seq(float[N, 4]) s1)"),
+    ("y = Identity (next)", "s1 = SequenceInsert (s, next)"),
+    ("(steps, , h0)", "(steps, , h0, empty)\n all = ConcatFromSequence <axis = 0, new_axis = 1> (list)"),
+)
+INSERT = "s1 = SequenceInsert (s, next)"
+STAYS |= {
+    name: (changed(LISTED, *pairs), "state-read")
+    for name, pairs in {
+        "a list in another order": [(INSERT, "z = Constant <value = int64 {0}> ()\n s1 = SequenceInsert (s, next, z)")],
+        "a list of something else": [(INSERT, "s1 = SequenceInsert (s, biased)")],
+        "a list that its steps read": [
+            (
+                "bn = BatchNormalization (b,",
+                "n = SequenceLength (s)\n f = Cast <to = 1> (n)\n q = Mul (b, f)\n bn = BatchNormalization (q,",
+            )
+        ],
+        "a list that starts with something": [("SequenceEmpty <dtype = 1> ()", "SequenceConstruct (h0)")],
+        "a list of which one is taken": [
+            ("all = Concat", "one = SequenceAt (list, zero)\n all = Concat"),
+            ("=> (float[N, 4] last,", "=> (float[N, 4] one,"),
+        ],
+        "a list that is joined without an axis": [
+            ("axis = 0, new_axis = 1> (list)", "axis = 0> (list)\n flat = Identity (wide)"),
+            ("all = Concat", "wide = Concat"),
+            ("float[S, N, 4] all", "float[M, 4] flat"),
+        ],
+    }.items()
+}
+
+
+def test_a_list_that_is_joined() -> None:
+    """From any start: where nothing is in the list, joining it fails."""
+    proto = model(LISTED)
+    _, result = judged(proto, [feeds(proto, seed, steps) for seed, steps in enumerate((4, 1, 7))])
+    assert "RNN" in {node.op_type for node in result.graph.node}
+    with pytest.raises(Exception, match="ConcatFromSequence"):
+        run_onnx(proto.SerializeToString(), feeds(proto, 0, 0))
+
+
 @pytest.mark.parametrize("name", STAYS)
 def test_loops_that_stay(name: str) -> None:
     source, code = STAYS[name]
