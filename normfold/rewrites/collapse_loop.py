@@ -41,7 +41,6 @@ from normfold.rewrites.recurrent_build import (
     first_place,
     fits_state,
     input_sequence,
-    is_read,
     is_zero,
     start,
 )
@@ -137,10 +136,12 @@ def _write(graph: Graph, node: Node, loop: Loop, item: Recurrence, cell: Cell) -
     pairs: list[tuple[Value, Value]] = []
     h = w.add("Squeeze", [built.node.outputs[1]], (built.batch, built.hidden), "last", axes=(0,))
     lasts = [h, built.last_c()] if len(order) > 1 else [h]
+    empty = None if loop.is_listed or not loop.is_open else _is_empty(w, x)
     for number, (place, matrix) in enumerate(zip(order, lasts, strict=True)):
         begin, last = loop.starts[place], as_state(w, matrix, loop.leaves[place], built.batch, built.hidden)
-        told = loop.is_listed or not is_read(graph, loop.lasts[place]) or (number == 0 and is_zero(graph, begin))
-        pairs.append((loop.lasts[place], last if told or not loop.is_open else _unless_empty(w, x, begin, last)))
+        if empty is not None and not (number == 0 and is_zero(graph, begin)):
+            last = _chosen(w, empty, begin, last)
+        pairs.append((loop.lasts[place], last))
     for _, output, axis, turned in loop.collected:
         every, shape = built.every, (built.count, built.batch, built.hidden)
         if turned:
@@ -165,14 +166,19 @@ def _check_no_step(loop: Loop, cell: Cell, x: Value) -> None:
             raise NotStandard("empty-sequence", "it starts from one row for the whole batch")
 
 
-def _unless_empty(w: Writer, x: Value, begin: Value, last: Value) -> Value:
-    """What a state is behind the last step of x [T, B, I]: where there is none, what it was before the first."""
+def _is_empty(w: Writer, x: Value) -> Value:
+    """Whether the sequence x [T, B, I] has no element, told at run time."""
     first, nothing = (w.graph.constant(f"{w.name}_zero", np.array(0, np.int64)) for _ in range(2))
     sizes = w.add("Shape", [x], (3,), "sizes")
     count = w.add("Gather", [sizes, first], (), "count", axis=0)
     sizes.dtype = count.dtype = np.dtype(np.int64)
     empty = w.add("Equal", [count, nothing], (), "empty")
     empty.dtype = np.dtype(bool)
+    return empty
+
+
+def _chosen(w: Writer, empty: Value, begin: Value, last: Value) -> Value:
+    """A state behind the last step: where there is none, what it was before the first."""
     chosen = w.add("Where", [empty, begin, last], last.shape or (), "last")
     chosen.dtype = last.dtype
     return chosen
