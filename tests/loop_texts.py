@@ -122,6 +122,9 @@ WAYS = {
     "size in the body": changed(
         OPEN, taking("s = Shape <start = 0, end = 1> (x)", "n = Squeeze (s, first)", "m = Sub (n, one)", "p = Sub (m, t)")
     ),
+    "the only size": changed(
+        OPEN, ("steps = Gather (shape, zero)", "only = Shape <start = 0, end = 1> (x)\n steps = Squeeze (only)")
+    ),
     "counted": COUNTED,
 }
 """Loops of open length that start from zeros."""

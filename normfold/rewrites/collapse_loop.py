@@ -9,10 +9,10 @@ The body is read as polynomials (`algebra.cells`) and compared with the equation
 loop is; the statistics of a norm in it are shared by all steps, and it goes along.
 
 A Loop has to walk through sequences, one element a step (`loop_steps`).  Where their length is open it may make no step, and
-then gives its starts back.  ONNX Runtime's LSTM and RNN give h = 0 then, a c that was never written, and its GRU ends the
-process: there no loop becomes a GRU, and an LSTM or RNN only one that starts from zeros and whose c nobody reads; or one whose
-results are joined from a list, which fails of itself where there is nothing to join.  (Stacked results of no step are empty
-either way; their open sizes are 0 in a Loop, and [0, B, H] behind a layer.)
+then gives its starts back.  ONNX Runtime's LSTM and RNN give h = 0 then, and a c that was never written: what is read of them
+goes through Where(T = 0, start, last), unless it is h and starts from zeros.  Its GRU ends the process: none is made there.
+Where results are joined from a list, no step fails by itself.  (Stacked results of no step are empty either way; their open
+sizes are 0 in a Loop, and [0, B, H] behind a layer.)
 
 On a loaded two-core machine (ONNX Runtime 1.32, one thread, time after / before): an LSTM with norms as torch.jit.script writes
 it, T = 50, h = 128, .20 at batch 1 and .41 at batch 8; h = 16 .05 and .11.
@@ -41,7 +41,6 @@ from normfold.rewrites.recurrent_build import (
     first_place,
     fits_state,
     input_sequence,
-    is_read,
     is_zero,
     start,
 )
@@ -132,13 +131,17 @@ def _write(graph: Graph, node: Node, loop: Loop, item: Recurrence, cell: Cell) -
     w = Writer(graph, node.output.name, node.module, first_place(graph, anchors))
     x = input_sequence(w, loop.sequences, loop.leaves, 0, loop.count)
     if loop.is_open:
-        _check_no_step(graph, loop, cell, x)
+        _check_no_step(loop, cell, x)
     built = Built(w, item, cell, x, [start(w, loop.starts[place], loop.leaves[place], x) for place in order])
     pairs: list[tuple[Value, Value]] = []
     h = w.add("Squeeze", [built.node.outputs[1]], (built.batch, built.hidden), "last", axes=(0,))
     lasts = [h, built.last_c()] if len(order) > 1 else [h]
-    for place, matrix in zip(order, lasts, strict=True):
-        pairs.append((loop.lasts[place], as_state(w, matrix, loop.leaves[place], built.batch, built.hidden)))
+    empty = None if loop.is_listed or not loop.is_open else _is_empty(w, x)
+    for number, (place, matrix) in enumerate(zip(order, lasts, strict=True)):
+        begin, last = loop.starts[place], as_state(w, matrix, loop.leaves[place], built.batch, built.hidden)
+        if empty is not None and not (number == 0 and is_zero(graph, begin)):
+            last = _chosen(w, empty, begin, last)
+        pairs.append((loop.lasts[place], last))
     for _, output, axis, turned in loop.collected:
         every, shape = built.every, (built.count, built.batch, built.hidden)
         if turned:
@@ -152,25 +155,33 @@ def _write(graph: Graph, node: Node, loop: Loop, item: Recurrence, cell: Cell) -
     return built
 
 
-def _check_no_step(graph: Graph, loop: Loop, cell: Cell, x: Value) -> None:
-    """Raises NotStandard where a layer does something else than a loop that makes no step.  x: the sequence [T, B, I].
-
-    The loop gives its starts back.  ONNX Runtime's LSTM and RNN give h = 0 whatever they start from, its LSTM gives a c that it
-    never wrote, and its GRU ends the process.
-    """
+def _check_no_step(loop: Loop, cell: Cell, x: Value) -> None:
+    """Raises NotStandard where a layer cannot stand for a loop that makes no step.  x: the sequence [T, B, I]."""
     if cell.kind == "GRU":
-        raise NotStandard("empty-sequence", "a GRU")
-    if loop.is_listed:
-        return
-    if cell.kind == "LSTM" and is_read(graph, loop.lasts[int(cell.states[1])]):
-        raise NotStandard("empty-sequence", "c behind the last step is read")
+        raise NotStandard("empty-sequence", "a GRU of ONNX Runtime ends the process there")
     for begin, leaf in zip(loop.starts, loop.leaves, strict=True):
         found = layout(leaf.shape)
-        spread = begin.shape is None or found is None or all(size == 1 for size in begin.shape[: found[0]])
-        if not is_zero(graph, begin):
-            raise NotStandard("empty-sequence", "it starts from something else than zeros")
-        if spread and x.shape is not None and x.shape[1] != 1:
+        one = begin.shape is None or found is None or all(size == 1 for size in begin.shape[: found[0]])
+        if one and x.shape is not None and x.shape[1] != 1 and not loop.is_listed:
             raise NotStandard("empty-sequence", "it starts from one row for the whole batch")
+
+
+def _is_empty(w: Writer, x: Value) -> Value:
+    """Whether the sequence x [T, B, I] has no element, told at run time."""
+    first, nothing = (w.graph.constant(f"{w.name}_zero", np.array(0, np.int64)) for _ in range(2))
+    sizes = w.add("Shape", [x], (3,), "sizes")
+    count = w.add("Gather", [sizes, first], (), "count", axis=0)
+    sizes.dtype = count.dtype = np.dtype(np.int64)
+    empty = w.add("Equal", [count, nothing], (), "empty")
+    empty.dtype = np.dtype(bool)
+    return empty
+
+
+def _chosen(w: Writer, empty: Value, begin: Value, last: Value) -> Value:
+    """A state behind the last step: where there is none, what it was before the first."""
+    chosen = w.add("Where", [empty, begin, last], last.shape or (), "last")
+    chosen.dtype = last.dtype
+    return chosen
 
 
 REWRITE = Rewrite("collapse-loop", "Make one LSTM, GRU or RNN of an ONNX Scan or Loop whose body is one.", run)

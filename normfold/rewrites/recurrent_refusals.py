@@ -38,8 +38,8 @@ _WORDS = {
         "run the loop as often as the sequence is long, with nothing else that can end it, and take element t at step t",
     ),
     "empty-sequence": (
-        "it stands in a loop of open length: after no step it gives its start back, which ONNX Runtime's layers do not",
-        "export with a fixed length, or as a Scan, which takes no empty sequence either; an LSTM or RNN may start from zeros",
+        "it stands in a loop of open length that may make no step, after which no layer gives what the loop does",
+        "export with a fixed length, or as a Scan, which takes no empty sequence; an LSTM or RNN needs a start for each row",
     ),
     "state-read": (
         "it stands in a loop over time of which something is read that an LSTM does not give (a gate, or c before the last step)",

@@ -111,6 +111,7 @@ def test_a_weight_that_the_body_still_reads_stands_once() -> None:
             source = source.replace("b = MatMul (h, u)", "b = MatMul (h, own)")
         _, result, scan = hoisted(source)
         assert inside(scan).count("MatMul") == outside(result).count("MatMul") == 1
+        assert "Constant" not in inside(scan)
         body = next(item.g for item in scan.attribute if item.name == "body")
         wide = [item for item in (*result.graph.initializer, *body.initializer) if list(item.dims) == [4, 4]]
         assert len(wide) == 1 and wide[0] in list(result.graph.initializer)
