@@ -263,7 +263,8 @@ class _Writer:
         target = self.model.graph
         used = {value for node in target for value in _reads(node)} | set(outputs)
         overridable = {value.origin for value in self.graph.pinned}
-        candidates = dict.fromkeys([*self.initializers, *self.found.values(), *self.made])
+        read = [value for node in target for value in node.inputs if value is not None]  # also by what an earlier writing made
+        candidates = dict.fromkeys([*self.initializers, *self.found.values(), *self.made, *read])
         kept = [
             value
             for value in candidates

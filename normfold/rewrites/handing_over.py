@@ -26,6 +26,8 @@ def take_names(graph: Graph, pairs: Sequence[tuple[Value, Value]]) -> None:
             alive.remove(new)
             graph.rename(new, old.name)
             new.gauges = old.gauges
+            if graph.is_output(new) and new.rank == old.rank:
+                new.shape = old.shape  # what callers are told of it, where more is known now, too
 
 
 def name_apart(graph: Graph) -> None:

@@ -247,6 +247,13 @@ def test_what_torch_jit_script_exports(make: Any, kind: str, inputs: int) -> Non
             assert np.array_equal(one, two)
 
 
+@pytest.mark.parametrize(("make", "inputs"), [(lambda: Listed(4), 2), (lambda: LastStates(4), 1)])
+def test_what_callers_are_told_stays(make: Any, inputs: int) -> None:
+    """Through all gates: the old exporter names every size of its outputs, also those that are known of a layer."""
+    result = normfold.optimize(scripted(make(), inputs))
+    assert [item.rule for item in result.record.applied if item.rule != "tidy"] == ["collapse-loop"]
+
+
 def test_no_gru_where_there_may_be_no_step() -> None:
     """ONNX Runtime's ends the process."""
     graph = from_onnx(scripted(ListedGRU(3), 1))
