@@ -30,7 +30,7 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match, same
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
-from normfold.rewrites.handing_over import hand_over, take_names
+from normfold.rewrites.handing_over import hand_over, keep_for_bodies, take_names
 from normfold.rewrites.loop_parts import Loop, read_scan
 from normfold.rewrites.loop_steps import read_loop
 from normfold.rewrites.recurrent_build import (
@@ -150,6 +150,7 @@ def _write(graph: Graph, node: Node, loop: Loop, item: Recurrence, cell: Cell) -
         if axis % 3:
             every = w.add("Transpose", [every], [shape[place] for place in perm], "moved", perm=perm)
         pairs.append((output, every))
+    pairs = [(old, new) for old, new in pairs if not (old.captured and keep_for_bodies(graph, old, new))]
     hand_over(graph, pairs)
     take_names(graph, pairs)
     return built

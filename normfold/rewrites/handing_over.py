@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from normfold.algebra.cell_match import NotStandard
+from normfold.capture.tidy import tidy
 from normfold.graph import Graph, Value
+from normfold.ops.bodies import runner
 
 
 def hand_over(graph: Graph, pairs: Sequence[tuple[Value, Value]]) -> None:
@@ -15,6 +17,28 @@ def hand_over(graph: Graph, pairs: Sequence[tuple[Value, Value]]) -> None:
             raise NotStandard("state-read", "a sub-graph")
         graph.replace_uses(old, new)
         graph.outputs = [new if value is old else value for value in graph.outputs]
+
+
+def keep_for_bodies(graph: Graph, old: Value, new: Value) -> bool:
+    """Make `old`, which bodies read by its name, a copy of `new`; they learn its shape.  False where that cannot be."""
+    node = old.producer
+    if node is None or len(node.outputs) > 1 or node.captures or graph.is_output(old):
+        return False
+    for slot in range(len(node.inputs)):
+        graph.set_input(node, slot, new if slot == 0 else None)
+    del node.inputs[1:]
+    node.kind, node.attrs, node.fallback, node.origin = "Identity", {}, None, None
+    old.shape, old.dtype = new.shape, new.dtype
+    for reader in {use.node for use in old.uses if use.slot < 0 and use.node.bodies}:
+        twins = {name: body.clone() for name, body in reader.bodies.items()}
+        for body in twins.values():
+            for inner in body.inputs:
+                if inner.name == old.name:
+                    inner.shape, inner.dtype = old.shape, old.dtype
+            tidy(body)
+        reader.bodies = twins
+        reader.fallback = runner(reader)
+    return True
 
 
 def take_names(graph: Graph, pairs: Sequence[tuple[Value, Value]]) -> None:

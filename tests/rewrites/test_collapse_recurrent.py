@@ -138,7 +138,7 @@ def test_refused(name: str) -> None:
 
 
 def test_every_code_has_a_case() -> None:
-    open_loops = {"loop-length", "empty-sequence"}  # test_collapse_open_loop has these
+    open_loops = {"loop-length", "empty-sequence"}  # test_collapse_open_loop.py has these
     assert {code for _, code in BAD.values()} == set(RECURRENT) - open_loops
     for refusal in RECURRENT.values():
         assert len(refusal.reason) > 20 and len(refusal.fix) > 10
