@@ -17,18 +17,20 @@ from typing import Any, Literal, get_args
 from normfold.errors import UsageError
 
 Target = Literal["onnxruntime", "openvino", "tensorrt", "generic"]
-About = Literal["bias-add", "border-map", "leftover-shift", "slope-per-channel", "reroll"]
+About = Literal["bias-add", "border-map", "leftover-shift", "slope-per-channel", "reroll", "rnn-layer"]
 ANSWERS: dict[About, tuple[str, ...]] = {
     "bias-add": ("yes", "when it saves", "no"),
     "border-map": ("yes", "when it saves", "no"),
     "leftover-shift": ("add", "depthwise", "norm", "keep"),
     "slope-per-channel": ("yes", "no"),
     "reroll": ("yes", "when long", "no"),
+    "rnn-layer": ("yes", "batch of one"),
 }
 """What may be answered.  bias-add: an Add behind a MatMul.  border-map: an Add of a map behind a padded convolution.
 leftover-shift: a norm whose scale could go and whose shift could not, written as an Add, a depthwise 1x1 convolution or a norm
 with a = 1, or kept.  slope-per-channel: a LeakyReLU becomes a PReLU with a slope for each channel.  reroll: an unrolled loop
-becomes a Scan, "when long" from the number of steps on that `rewrites.reroll` states."""
+becomes a Scan, "when long" from the number of steps on that `rewrites.reroll` states.  rnn-layer: an unrolled
+loop becomes an RNN, "batch of one" where no batch has more rows."""
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,10 @@ layer starts from the state behind it.  Of two steps (`recurrent_two`) the first
 has another start than zeros or values handed over, the loop stays.
 
 Source: Cooijmans et al., Recurrent Batch Normalization (ICLR 2017, arXiv 1603.09025), for statistics shared over time.
-It does not touch loops whose steps differ in their parameters, cells with norms or other affine layers on the cell state,
-peepholes, coupled gates, or of which somebody reads more than h and the last c.
+Where its target computes an RNN slower than its single operations (ONNX Runtime, batches of several rows) it makes none; the
+norms are folded into the steps then, which share their weights.  It does not touch loops whose steps differ in their parameters,
+cells with norms or other affine layers on the cell state, peepholes, coupled gates, or of which somebody reads more than h and
+the last c.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
+from normfold.rewrites.choices import Question
 from normfold.rewrites.handing_over import hand_over, name_apart, take_names
 from normfold.rewrites.recurrent_build import Built, as_state, fits_state, input_sequence, label_of, start, writer_of
 from normfold.rewrites.recurrent_collect import collect
@@ -32,7 +35,7 @@ from normfold.rewrites.recurrent_rules import RULES
 from normfold.rewrites.recurrent_start import starts_from_zero
 from normfold.rewrites.recurrent_states import Recurrence, recurrences
 from normfold.rewrites.recurrent_steps import Steps, loops
-from normfold.rewrites.recurrent_symbols import Step
+from normfold.rewrites.recurrent_symbols import Step, layout
 from normfold.rewrites.recurrent_two import recurrences_of_two
 from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
 
@@ -81,7 +84,9 @@ def _next(graph: Graph, refused: dict[str, NotStandard], tried: set[tuple[str, .
             try:
                 if any(policy.keep(node.label) for node in _inside(item) if node.kind in _NORMS):
                     continue
-                return _collapse(graph, item)
+                collapsed = _collapse(graph, item, policy)
+                if collapsed is not None:
+                    return collapsed
             except NotStandard as failure:
                 _refuse(steps, item, failure, refused)
     return None
@@ -120,8 +125,8 @@ def _refuse(steps: Steps, item: Recurrence | None, failure: NotStandard, refused
 # ---- one loop ------------------------------------------------------------------------------------------------------------------
 
 
-def _collapse(graph: Graph, item: Recurrence) -> _Collapsed:
-    """Raises NotStandard where the loop is no cell, or somebody reads what the layer does not give."""
+def _collapse(graph: Graph, item: Recurrence, policy: Policy) -> _Collapsed | None:
+    """None where the layer is no gain; raises NotStandard where there is none, or somebody reads what it does not give."""
     if any(leaf.dtype != np.float32 for leaf in item.leaves):
         raise NotStandard("not-a-cell", f"it computes in {item.leaves[0].dtype}, which ONNX Runtime's recurrent layers do not")
     step = Step(graph, item.steps, item.leaves, item.reference, RULES)
@@ -133,6 +138,8 @@ def _collapse(graph: Graph, item: Recurrence) -> _Collapsed:
         raise NotStandard(
             "step-parameters" if changed else "not-a-cell", "" if changed else "its last steps are not like the others"
         )
+    if cell.kind == "RNN" and policy.answer(Question("rnn-layer")) == "batch of one" and _has_rows(item.leaves[0]):
+        return None
     label = label_of(step.nodes, item)
     twin = graph.clone()
     moved = item.moved(twin)
@@ -182,6 +189,12 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     take_names(graph, olds)
     name_apart(graph)
     return before - {value.name for value in graph.values()}
+
+
+def _has_rows(state: Value) -> bool:
+    """True where the batch may have several rows."""
+    found = layout(state.shape)
+    return found is None or any(size != 1 for size in (state.shape or ())[: found[0]])
 
 
 def twin_weights(graph: Graph, label: str) -> list[Value]:

@@ -236,3 +236,17 @@ def test_kept_on_request() -> None:
     tidy(graph)
     result = collapse_recurrent.run(graph, Policy("norms", keep=lambda label: label == "cell.bn_h"))
     assert result.graph is graph and not result.applied
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, ["RNN"]), (2, [])])
+def test_an_rnn_for_several_rows_is_no_gain(rows: int, expected: list[str]) -> None:
+    """ONNX Runtime computes it slower than its single operations; the norms go all the same."""
+    torch.manual_seed(1)
+    module = made(Loop(cells.RNN(INPUTS, H)))
+    for options in (Options(), Options(target="generic")):
+        graph = from_aten(export_module(module, (x()[:rows],)))
+        tidy(graph)
+        outcome = rewrite(graph, options)
+        assert layers(outcome.graph) == (expected or ["RNN"] * (options.target == "generic"))
+        assert {finding.outcome for finding in outcome.findings} == {"deleted"}
+        assert norms(outcome.graph) == 0
