@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.padding import Padding
@@ -44,15 +45,24 @@ _DEMANDS = {
 
 def render(found: Sequence[Explanation], console: Console, *, every: bool = False) -> None:
     """Print explanations; every: leave out nothing, however long the lists are.  Names of the model are escaped."""
-    for index, item in enumerate(found):
+    for index, (item, times) in enumerate(_alike(found)):
         if index:
             console.print()
-        _one(item, console, every)
+        _one(item, times, console, every)
 
 
-def _one(item: Explanation, console: Console, every: bool) -> None:
+def _alike(found: Sequence[Explanation]) -> list[tuple[Explanation, int]]:
+    """Norms of which the same is to be said, once, with how often they came: a layer that every step of a loop applies."""
+    rows: dict[object, tuple[Explanation, int]] = {}
+    for index, item in enumerate(found):
+        key = index if item.trace is not None else (repr(replace(item.finding, node="")), repr(item.others))
+        rows[key] = item, rows[key][1] + 1 if key in rows else 1
+    return list(rows.values())
+
+
+def _one(item: Explanation, times: int, console: Console, every: bool) -> None:
     finding, trace = item.finding, item.trace
-    head = Text(shown(finding.name), style="bold")
+    head = Text(shown(finding.name) + (f", {times} times" if times > 1 else ""), style="bold")
     head.append(f"  {shown(finding.op)}" + (f", {plural(finding.channels, 'channel')}" if finding.channels else ""), "not bold")
     _print(console, head)
     outcome = Text(_OUTCOMES[finding.outcome], style=_STYLES[finding.outcome])

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from normfold.pipeline.explaining import Explanation
 from normfold.record import Applied, Comparison, Finding, Record, Refusal, Size, Timing
 from normfold.report import render, to_json
+from normfold.report.explanation import render as render_explanations
 from normfold.report.words import (
     bytes_text,
     difference,
@@ -300,3 +302,14 @@ def test_json_survives_odd_numbers() -> None:
     assert [(item["error"], item["allowed"]) for item in content["comparisons"]] == [("inf", "nan"), (2.5, "-inf")]
     assert content["findings"][0]["axes"] == [2]
     assert content["passed"] is False
+
+
+def test_explanations_that_are_alike_stand_once() -> None:
+    steps = [Finding("cell.ln", "layer", "LayerNormalization", f"n{step}", (1,), 8, refusal=SIGN) for step in range(3)]
+    other = Finding("cell.ln", "layer", "LayerNormalization", "n9", (1,), 8, refusal=PAD)
+    file = io.StringIO()
+    render_explanations([Explanation(item) for item in (*steps, other)], Console(file=file, width=100, highlight=False))
+    text = flat(file.getvalue())
+    assert "cell.ln, 3 times LayerNormalization, 8 channels would be kept: sign" in text
+    assert "cell.ln LayerNormalization, 8 channels would be kept: zero-padding" in text
+    assert text.count("cell.ln") == 2
