@@ -20,7 +20,7 @@ it, T = 50, h = 128, .20 at batch 1 and .41 at batch 8; h = 16 .05 and .11.
 Source: https://onnx.ai/onnx/operators/onnx__Scan.html, onnx__Loop.html; Cooijmans et al., Recurrent Batch Normalization (ICLR
 2017, arXiv 1603.09025).
 It does not touch bodies that carry more than h and c, hand out more than h of each step, or compute in other types than float32;
-nor a Loop that may end early.
+nor a Loop that may end early, nor an RNN of several rows where its target computes that slower than single operations.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from normfold.rewrites.recurrent_build import (
     first_place,
     fits_state,
     input_sequence,
+    is_gain,
     is_zero,
     start,
 )
@@ -69,10 +70,13 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
             continue  # the body is rewritten by itself
         twin = result.graph.clone()
         try:
-            kind, into = _replaced(twin, next(item for item in twin.nodes if item.output.name == name))
+            made = _replaced(twin, next(item for item in twin.nodes if item.output.name == name), policy)
         except NotStandard as failure:
             result.fates += [Fate(norm.output.name, "kept", refusal=refusal(failure.code, failure.detail)) for norm in norms]
             continue
+        if made is None:
+            continue
+        kind, into = made
         detail = f"{node.kind} of {len(node.bodies['body'].nodes)} nodes a step became one {kind}"
         result.applied.append(Applied("collapse-loop", node.label, detail))
         result.fates += [Fate(norm.output.name, "deleted", into) for norm in norms]
@@ -99,8 +103,11 @@ def _steps(loop: Loop) -> Steps:
     return steps
 
 
-def _replaced(graph: Graph, node: Node) -> tuple[str, list[str]]:
-    """Put one layer in the place of `node`; returns its kind and the names of its weights.  Raises NotStandard."""
+def _replaced(graph: Graph, node: Node, policy: Policy) -> tuple[str, list[str]] | None:
+    """Put one layer in the place of `node`; returns its kind and the names of its weights, None where that is no gain.
+
+    Raises NotStandard.
+    """
     loop = read_scan(node) if node.kind == "Scan" else read_loop(graph, node)
     if any(leaf.dtype != np.float32 for leaf in loop.leaves):
         raise NotStandard("not-a-cell", "it computes in another type than float32")
@@ -115,7 +122,8 @@ def _replaced(graph: Graph, node: Node) -> tuple[str, list[str]]:
         if not _is(step.of(inner), news[order[0]]) or hidden.rank != 2 or layout(hidden.shape) != layout(inner.shape):
             raise NotStandard("state-read")
     built = _write(graph, node, loop, Recurrence(steps, 0, loop.leaves, [[value] for value in loop.news], loop.starts), cell)
-    return cell.kind, [value.param or value.name for value in built.weights]
+    into = [value.param or value.name for value in built.weights]
+    return (cell.kind, into) if is_gain(cell, loop.leaves[0], policy) else None
 
 
 def _is(one: Symbol, other: Symbol) -> bool:

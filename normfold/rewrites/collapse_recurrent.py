@@ -24,9 +24,8 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard, match
 from normfold.graph import Graph, Node, Value
 from normfold.record import Applied
-from normfold.rewrites.choices import Question
 from normfold.rewrites.handing_over import hand_over, name_apart, take_names
-from normfold.rewrites.recurrent_build import Built, as_state, fits_state, input_sequence, label_of, start, writer_of
+from normfold.rewrites.recurrent_build import Built, as_state, fits_state, input_sequence, is_gain, label_of, start, writer_of
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.recurrent_compare import Constants, Differs
 from normfold.rewrites.recurrent_projection import before_projection
@@ -35,7 +34,7 @@ from normfold.rewrites.recurrent_rules import RULES
 from normfold.rewrites.recurrent_start import starts_from_zero
 from normfold.rewrites.recurrent_states import Recurrence, recurrences
 from normfold.rewrites.recurrent_steps import Steps, loops
-from normfold.rewrites.recurrent_symbols import Step, layout
+from normfold.rewrites.recurrent_symbols import Step
 from normfold.rewrites.recurrent_two import recurrences_of_two
 from normfold.rewrites.rewrite import Fate, Policy, Rewrite, Rewritten
 
@@ -138,13 +137,13 @@ def _collapse(graph: Graph, item: Recurrence, policy: Policy) -> _Collapsed | No
         raise NotStandard(
             "step-parameters" if changed else "not-a-cell", "" if changed else "its last steps are not like the others"
         )
-    if cell.kind == "RNN" and policy.answer(Question("rnn-layer")) == "batch of one" and _has_rows(item.leaves[0]):
-        return None
     label = label_of(step.nodes, item)
     twin = graph.clone()
     moved = item.moved(twin)
     count = len(twin.nodes)
     gone = _build(twin, moved, cell, label)
+    if not is_gain(cell, item.leaves[0], policy):
+        return None
     norms = [node.output.name for node in graph.nodes if node.kind in _NORMS and node.output.name in gone]
     into = list(dict.fromkeys(value.param or value.name for value in twin_weights(twin, label)))
     detail = f"{cell.kind} of {cell.w.shape[1]} over {item.steps.count} steps: {count} nodes became {len(twin.nodes)}"
@@ -189,12 +188,6 @@ def _build(graph: Graph, item: Recurrence, cell: Cell, label: str) -> set[str]:
     take_names(graph, olds)
     name_apart(graph)
     return before - {value.name for value in graph.values()}
-
-
-def _has_rows(state: Value) -> bool:
-    """True where the batch may have several rows."""
-    found = layout(state.shape)
-    return found is None or any(size != 1 for size in (state.shape or ())[: found[0]])
 
 
 def twin_weights(graph: Graph, label: str) -> list[Value]:

@@ -10,10 +10,12 @@ import numpy as np
 from normfold.algebra.cell_match import Cell, NotStandard
 from normfold.algebra.ratios import Floats
 from normfold.graph import Constant, Dim, Gauge, Graph, Node, Value
+from normfold.rewrites.choices import Question
 from normfold.rewrites.ranges import fits
 from normfold.rewrites.recurrent_sources import Source
 from normfold.rewrites.recurrent_states import Recurrence
 from normfold.rewrites.recurrent_symbols import layout
+from normfold.rewrites.rewrite import Policy
 
 END = (1 << 63) - 1
 _MOVES = frozenset("Expand Unsqueeze Squeeze Reshape Identity Slice Gather Split Transpose Cast CastLike".split())
@@ -58,6 +60,14 @@ def first_place(graph: Graph, values: Sequence[Value]) -> int:
     """Where all of `values` exist."""
     producers = {value.producer for value in values if value.producer is not None}
     return max((place + 1 for place, node in enumerate(graph.nodes) if node in producers), default=0)
+
+
+def is_gain(cell: Cell, state: Value, policy: Policy) -> bool:
+    """False where the target computes the layer slower than its single operations: an RNN where the batch may have more rows."""
+    if cell.kind != "RNN" or policy.answer(Question("rnn-layer")) == "yes":
+        return True
+    found = layout(state.shape)
+    return found is not None and all(size == 1 for size in (state.shape or ())[: found[0]])
 
 
 def label_of(nodes: Iterable[Node], item: Recurrence) -> str:
