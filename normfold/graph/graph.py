@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from normfold.graph.node import Node
-from normfold.graph.values import Array, Constant, Use, Value
+from normfold.graph.values import Array, Constant, Gauge, Use, Value
 
 
 class Graph:
@@ -54,6 +54,12 @@ class Graph:
             param=param,
             origin=origin,
         )
+
+    def fresh(self, name: str, shape: Any = None, dtype: Any = None) -> Value:
+        """A new value that stands for none in the graph as captured."""
+        made = self.value(name, shape, dtype)
+        made.gauges = (Gauge.none(),)
+        return made
 
     def constant(self, name: str, const: Constant | Array, *, param: str = "", origin: Any = None) -> Value:
         """A new constant value."""
@@ -135,6 +141,19 @@ class Graph:
         for use in list(old.uses):
             if use.slot >= 0:
                 self.set_input(use.node, use.slot, new)
+
+    def stand_in(self, old: Value, new: Value) -> None:
+        """Make `new` what nodes read and callers get in the place of `old`.  Captures must be handled by the caller."""
+        self.replace_uses(old, new)
+        self.outputs = [new if value is old else value for value in self.outputs]
+
+    def set_captures(self, node: Node, captures: Iterable[Value]) -> None:
+        """Make `captures` what the sub-graphs of `node` read of this graph."""
+        for value in node.captures:
+            value.uses.remove(Use(node, -1))
+        node.captures = tuple(captures)
+        for value in node.captures:
+            value.uses.append(Use(node, -1))
 
     def is_free(self, name: str) -> bool:
         """True when no value holds `name`."""

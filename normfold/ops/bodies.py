@@ -87,15 +87,17 @@ def _run_loop(bodies: _Bodies, _: _Attrs, given: _Given, outer: Mapping[str, Arr
     return [*(item for item in state if item is not None), *map(_stack, rows)]
 
 
+def each(attrs: _Attrs, name: str, count: int) -> list[int]:
+    """An attribute of a Scan that says something of each of `count` inputs or outputs; 0 for all where it is absent."""
+    return [int(item) for item in attrs.get(name) or (0,) * count]
+
+
 def _run_scan(bodies: _Bodies, attrs: _Attrs, given: _Given, outer: Mapping[str, Array]) -> list[Array]:
     body, count = bodies["body"], int(attrs["num_scan_inputs"])
     state, sequences = given[: len(given) - count], [item for item in given[len(given) - count :] if item is not None]
     collected = len(body.outputs) - len(state)
 
-    def each(name: str, size: int) -> list[int]:
-        return [int(item) for item in attrs.get(name) or (0,) * size]
-
-    axes, backward = each("scan_input_axes", count), each("scan_input_directions", count)
+    axes, backward = each(attrs, "scan_input_axes", count), each(attrs, "scan_input_directions", count)
     rows: list[list[Array]] = [[] for _ in range(collected)]
     length = sequences[0].shape[axes[0]]
     for step in range(length):
@@ -106,7 +108,7 @@ def _run_scan(bodies: _Bodies, attrs: _Attrs, given: _Given, outer: Mapping[str,
         state = [*found[: len(state)]]
         for row, item in zip(rows, found[len(state) :], strict=True):
             row.append(item)
-    made = zip(rows, each("scan_output_axes", collected), each("scan_output_directions", collected), strict=True)
+    made = zip(rows, each(attrs, "scan_output_axes", collected), each(attrs, "scan_output_directions", collected), strict=True)
     return [
         *(item for item in state if item is not None),
         *(_stack(row[::-1] if back else row, axis) for row, axis, back in made),

@@ -21,7 +21,7 @@ def roll_up(route: TorchRoute, graph: Graph, write: Write, folder: Path, options
     """Exchange the ONNX form of the rewritten view `graph` for one with Scans, where that gains and says the same."""
     policy = policy_of(route.graph, options)
     if not options.uses(reroll.REWRITE.id) or not reroll.may_gain(graph, policy):
-        return
+        return None
     import onnx
 
     from normfold.capture.onnx import from_onnx
@@ -29,22 +29,22 @@ def roll_up(route: TorchRoute, graph: Graph, write: Write, folder: Path, options
     from normfold.capture.tidy import tidy
     from normfold.export.to_onnx import check, proto_bytes, save_onnx
 
-    target = folder / "rolled.onnx"
+    target, left = folder / "rolled.onnx", "loops were left unrolled in the ONNX file"
     try:
         view = from_onnx(onnx.load_from_string(proto_bytes(route.as_onnx())))
         tidy(view)
         made = reroll.run(view, policy)
         if not made.applied:
-            return
+            return None
         model = to_model(made.graph)
         save_onnx(model, target, force=True)
         found = check(target)
         why = found.checker or found.runtime or (objection(route, target, options) if options.verify else "")
     except NormfoldError as error:
-        why, made, model = str(error), None, None
-    if why or made is None:
-        record.warn(f"loops were left unrolled in the ONNX file: {why}")
-        return
+        return record.warn(f"{left}: {error}")
+    if why:
+        return record.warn(f"{left}: {why}")
     route.take_onnx(model)
     write(".onnx")
     record.applied += made.applied
+    return None

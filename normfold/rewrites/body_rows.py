@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 
 from normfold.graph import Graph, Node, Value
 from normfold.rewrites.rewrite import Policy
-from normfold.rewrites.row_wise import NORMS, PRODUCTS, Attributes, attributes
+from normfold.rewrites.row_wise import NORMS, PRODUCTS, Attributes, attributes, row_size
 
 _Found = dict[Node, Attributes]
 
@@ -30,16 +29,12 @@ def alike(body: Graph, elements: Mapping[Value, object], steady: Collection[Valu
         if not moving or not fixed or kept or seen or len({order[value] for value in moving.values()}) > 1:
             continue
         attrs = attributes(node, moving)
-        grows = sum(map(_width, node.outputs)) > sum(map(_width, moving.values()))
-        if attrs is not None and (node.kind in PRODUCTS or not grows):
+        if attrs is None:
+            continue
+        if node.kind in PRODUCTS or sum(map(row_size, node.outputs)) <= sum(map(row_size, moving.values())):
             found[node] = attrs
             order.update(dict.fromkeys(node.outputs, next(order[value] for value in moving.values())))
     return _around_products(found)
-
-
-def _width(value: Value) -> int:
-    """Elements of a row."""
-    return math.prod(size for size in (value.shape or ())[1:] if isinstance(size, int))
 
 
 def _around_products(found: _Found) -> _Found:

@@ -15,8 +15,7 @@ def hand_over(graph: Graph, pairs: Sequence[tuple[Value, Value]]) -> None:
     for old, new in pairs:
         if old.captured:
             raise NotStandard("state-read", "a sub-graph")
-        graph.replace_uses(old, new)
-        graph.outputs = [new if value is old else value for value in graph.outputs]
+        graph.stand_in(old, new)
 
 
 def keep_for_bodies(graph: Graph, old: Value, new: Value) -> bool:

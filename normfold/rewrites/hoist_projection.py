@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from normfold.algebra.cell_match import NotStandard
-from normfold.graph import Dim, Gauge, Graph, Node, Shape, Use, Value
+from normfold.graph import Dim, Graph, Node, Shape, Value
 from normfold.record import Applied
 from normfold.rewrites.body_rows import alike
 from normfold.rewrites.loop_inputs import Element, LoopInputs, ScanInputs
@@ -172,14 +172,11 @@ class _Ahead:
             stays = any(use.node not in self.found for use in inner.uses) or self.body.is_output(inner)
             if stays and (inner.rank or 0) > 1:
                 self.body.rename(inner, made.name)
-                made.uses.append(Use(self.node, -1))
-                self.node.captures = (*self.node.captures, made)
+                self.graph.set_captures(self.node, (*self.node.captures, made))
         return self.constants[inner]
 
     def _value(self, name: str, shape: Sequence[Dim], like: Value) -> Value:
-        value = self.graph.value(name, shape, like.dtype)
-        value.gauges = (Gauge.none(),)
-        return value
+        return self.graph.fresh(name, shape, like.dtype)
 
     def _add(
         self,

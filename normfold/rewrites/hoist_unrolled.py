@@ -46,7 +46,7 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
             renamed = Rows(twin, layers).written()
             if renamed is not None and len(twin.nodes) < len(result.graph.nodes):
                 result.applied.append(_applied(layers, len(result.graph.nodes) - len(twin.nodes)))
-                result.renamed = {old: renamed.get(new, new) for old, new in result.renamed.items()} | renamed
+                result.follow(renamed)
                 result.graph = twin.validate()
     return result
 

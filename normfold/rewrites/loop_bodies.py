@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from normfold.detect import find_norms
-from normfold.graph import Graph, Node, NormSpec, Use
+from normfold.graph import Graph, Node, NormSpec
 from normfold.ops.bodies import runner
 from normfold.record import Applied
 from normfold.rewrites.refusals import REFUSALS
@@ -46,7 +46,7 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
                     node.bodies = node.bodies | {name: _renamed(body, inner, twin)}
             if node.bodies is not before:
                 result.graph = twin
-                _drop_captures(node)
+                _drop_captures(twin, node)
                 node.fallback = runner(node)
     result.graph.validate()
     return result
@@ -123,7 +123,7 @@ def _renamed(before: Graph, inner: Rewritten, graph: Graph) -> Graph:
     return body
 
 
-def _drop_captures(node: Node) -> None:
+def _drop_captures(graph: Graph, node: Node) -> None:
     """The node reads no more of the graph around it than its bodies do."""
     read = {
         value.name
@@ -132,10 +132,7 @@ def _drop_captures(node: Node) -> None:
         for value in (*inner.inputs, *inner.captures)
         if value is not None
     }
-    for value in node.captures:
-        if value.name not in read:
-            value.uses.remove(Use(node, -1))
-    node.captures = tuple(value for value in node.captures if value.name in read)
+    graph.set_captures(node, [value for value in node.captures if value.name in read])
 
 
 REWRITE = Rewrite("loop-bodies", "Rewrite the bodies of Loop, Scan and If like graphs of their own.", run)

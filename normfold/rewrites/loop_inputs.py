@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from normfold.graph import Gauge, Graph, Node, Shape, Use, Value
-from normfold.ops.bodies import runner
+from normfold.graph import Graph, Node, Shape, Value
+from normfold.ops.bodies import each, runner
 from normfold.rewrites.loop_parts import Loop
 
 
@@ -45,24 +45,20 @@ class ScanInputs:
         self.node, self.body = node, node.bodies["body"].clone()
         count = int(node.attrs["num_scan_inputs"])
         self.states = len(node.inputs) - count
+        axes, directions = (each(node.attrs, f"scan_input_{name}", count) for name in ("axes", "directions"))
         self.elements: list[Element] = []
         for place, value in enumerate(node.inputs[self.states :]):
             assert value is not None
-            axis = self._each("scan_input_axes", place) % (value.rank or 1)
-            backwards = self._each("scan_input_directions", place)
-            self.elements.append(Element(self.body.inputs[self.states + place], value, axis, backwards))
-
-    def _each(self, name: str, place: int) -> int:
-        values = self.node.attrs.get(name)
-        return int(values[place]) if values else 0
+            axis = axes[place] % (value.rank or 1)
+            self.elements.append(Element(self.body.inputs[self.states + place], value, axis, directions[place]))
 
     def take(self, graph: Graph, news: _News) -> None:
         """The body reads slices of sequences in the place of values that it computed; what is dead goes."""
         node, body = self.node, self.body
         held, fresh = body.inputs[len(node.inputs) :], list[Element]()
         for old, (sequence, element) in news.items():
-            given = body.value(graph.claim(f"{old.name}_t"), old.shape, old.dtype)
-            _stands_for(body, given, old)
+            given = body.fresh(graph.claim(f"{old.name}_t"), old.shape, old.dtype)
+            body.stand_in(old, given)
             fresh.append(Element(given, sequence, 0, element.order))
         body.prune()
         kept = [item for item in self.elements if item.value.uses or body.is_output(item.value)] + fresh
@@ -75,9 +71,9 @@ class ScanInputs:
             "scan_input_axes": tuple(item.axis for item in kept),
             "scan_input_directions": tuple(item.order for item in kept),
         }
-        node.attrs |= {name: each for name, each in said.items() if name in node.attrs or any(each)}
+        node.attrs |= {name: row for name, row in said.items() if name in node.attrs or any(row)}
         node.attrs["num_scan_inputs"] = len(kept)
-        _put(node, body)
+        _put(graph, node, body)
 
 
 class LoopInputs:
@@ -104,23 +100,22 @@ class LoopInputs:
                 graph.rename(sequence, f"{sequence.name}_all", unique=True)
             outer = body.value(sequence.name, sequence.shape, sequence.dtype)
             body.inputs.append(outer)
-            sequence.uses.append(Use(node, -1))
-            node.captures = (*node.captures, sequence)
+            graph.set_captures(node, (*node.captures, sequence))
             index = taker.inputs[1]
             assert index is not None and old.shape is not None
             name = graph.claim(f"{old.name}_t")
-            taken = body.value(name, old.shape if index.shape == () else (1, *old.shape), old.dtype)
+            taken = body.fresh(name, old.shape if index.shape == () else (1, *old.shape), old.dtype)
             body.insert_after(taker, Node("Gather", [outer, index], [taken], {"axis": 0}, name, taker.module))
             if index.shape != ():
                 name = graph.claim(f"{old.name}_t")
-                element_of = body.value(name, old.shape, old.dtype)
+                element_of = body.fresh(name, old.shape, old.dtype)
                 maker = taken.producer
                 assert maker is not None
                 body.insert_after(maker, Node("Squeeze", [taken], [element_of], {"axes": (0,)}, name, taker.module))
                 taken = element_of
-            _stands_for(body, taken, old)
+            body.stand_in(old, taken)
         body.prune()
-        _put(node, body)
+        _put(graph, node, body)
 
 
 def _without_axis(value: Value, axis: int) -> list[Value]:
@@ -131,22 +126,13 @@ def _without_axis(value: Value, axis: int) -> list[Value]:
     return [node.output for node in readers]
 
 
-def _stands_for(body: Graph, new: Value, old: Value) -> None:
-    new.gauges = (Gauge.none(),)
-    body.replace_uses(old, new)
-    body.outputs = [new if value is old else value for value in body.outputs]
-
-
-def _put(node: Node, body: Graph) -> None:
+def _put(graph: Graph, node: Node, body: Graph) -> None:
     """Give the node its changed body; it reads no more of the graph around it than that does."""
     read = {value.name for value in body.constants()} | {
         value.name for value in body.inputs if value.uses or body.is_output(value)
     }
     declared = len(node.inputs)
     body.inputs = [*body.inputs[:declared], *(value for value in body.inputs[declared:] if value.name in read)]
-    for value in node.captures:
-        if value.name not in read:
-            value.uses.remove(Use(node, -1))
-    node.captures = tuple(value for value in node.captures if value.name in read)
+    graph.set_captures(node, [value for value in node.captures if value.name in read])
     node.bodies = {"body": body.validate()}
     node.fallback = runner(node)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from normfold.algebra.cell_match import NotStandard
 from normfold.graph import Dim, Graph, Node, Value
+from normfold.ops.bodies import each
 from normfold.rewrites.recurrent_sources import Source
 
 
@@ -46,17 +47,16 @@ def read_scan(node: Node) -> Loop:
         raise NotStandard("not-a-cell", "the rank of an input is not known")
     collected = len(node.outputs) - states
 
-    def each(name: str, size: int) -> list[int]:
-        return [int(item) for item in node.attrs.get(name) or (0,) * size]
-
-    backward = each("scan_input_directions", count)
+    backward = each(node.attrs, "scan_input_directions", count)
     if not count or len(set(backward)) != 1:
         raise NotStandard("not-a-cell", "its sequences are read in different directions")
-    axes = [axis % (value.rank or 1) for axis, value in zip(each("scan_input_axes", count), given[states:], strict=True)]
+    axes = [
+        axis % (value.rank or 1) for axis, value in zip(each(node.attrs, "scan_input_axes", count), given[states:], strict=True)
+    ]
     slices = body.inputs[states : states + count]
     sequences = [Source(x, axis, {part: 0}) for x, axis, part in zip(given[states:], axes, slices, strict=True)]
-    ends = zip(body.outputs[states:], node.outputs[states:], each("scan_output_axes", collected), strict=True)
-    turned = [bool(item) != bool(backward[0]) for item in each("scan_output_directions", collected)]
+    ends = zip(body.outputs[states:], node.outputs[states:], each(node.attrs, "scan_output_axes", collected), strict=True)
+    turned = [bool(item) != bool(backward[0]) for item in each(node.attrs, "scan_output_directions", collected)]
     return Loop(
         body,
         given[:states],

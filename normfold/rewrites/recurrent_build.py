@@ -9,7 +9,7 @@ import numpy as np
 
 from normfold.algebra.cell_match import Cell, NotStandard
 from normfold.algebra.ratios import Floats
-from normfold.graph import Constant, Dim, Gauge, Graph, Node, Value
+from normfold.graph import Constant, Dim, Graph, Node, Value
 from normfold.rewrites.choices import Question
 from normfold.rewrites.ranges import fits
 from normfold.rewrites.recurrent_sources import Source
@@ -33,9 +33,7 @@ class Writer:
     ) -> Value:
         like = inputs[0]
         assert like is not None
-        values = [self.graph.value(f"{self.name}_{suffix}", sizes, like.dtype) for _ in range(outputs)]
-        for value in values:
-            value.gauges = (Gauge.none(),)
+        values = [self.graph.fresh(f"{self.name}_{suffix}", sizes, like.dtype) for _ in range(outputs)]
         node = Node(kind, inputs, values, dict(attrs), values[0].name, self.module)
         self.graph.insert_at(self.place, node)
         self.place += 1

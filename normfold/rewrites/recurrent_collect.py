@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from normfold.graph import Dim, Gauge, Graph, Node, Value
+from normfold.graph import Dim, Graph, Node, Value
 
 SHORTEST = 2
 
@@ -92,8 +92,7 @@ def _rewire(graph: Graph, node: Node, sequence: Value, places: Mapping[Value, in
     (whole,) = inputs
     assert whole is not None
     old = node.output
-    graph.replace_uses(old, whole)
-    graph.outputs = [whole if value is old else value for value in graph.outputs]
+    graph.stand_in(old, whole)
     graph.remove([node])
     if whole is not sequence or graph.is_output(whole):
         graph.rename(whole, old.name)
@@ -117,8 +116,7 @@ def _joined(graph: Graph, node: Node, sequence: Value, run: _Run, axis: int) -> 
     value, name = sequence, node.output.name
 
     def add(kind: str, source: Value, sizes: list[Dim], **attrs: object) -> Value:
-        made = graph.value(f"{name}_{kind.lower()}", sizes, source.dtype)
-        made.gauges = (Gauge.none(),)
+        made = graph.fresh(f"{name}_{kind.lower()}", sizes, source.dtype)
         graph.insert_before(node, Node(kind, [source], [made], dict(attrs), made.name, node.module))
         return made
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from normfold.algebra.cell_match import NotStandard
 from normfold.detect import find_norms
-from normfold.graph import Gauge, Graph, Node, Shape, Value
+from normfold.graph import Graph, Node, Shape, Value
 from normfold.ops.bodies import runner
 from normfold.record import Applied
 from normfold.rewrites import hoist_projection
@@ -59,7 +59,7 @@ def run(graph: Graph, policy: Policy) -> Rewritten:
         except (NotStandard, Differs):
             continue
         result.applied.append(applied)
-        result.renamed = {old: norms.get(new, new) for old, new in result.renamed.items()} | norms
+        result.follow(norms)
         result.graph = twin.validate()
     return _hoisted(result, policy) if result.applied else result
 
@@ -69,7 +69,7 @@ def _hoisted(result: Rewritten, policy: Policy) -> Rewritten:
     if policy.uses(hoist_projection.REWRITE.id):
         made = hoist_projection.run(result.graph, policy)
         result.graph, result.applied = made.graph, result.applied + made.applied
-        result.renamed = {old: made.renamed.get(new, new) for old, new in result.renamed.items()} | made.renamed
+        result.follow(made.renamed)
     return result
 
 
@@ -223,9 +223,7 @@ class _Made:
                 self.pairs.append((old, one))
 
     def _output(self, name: str, like: Value, shape: Shape) -> Value:
-        made = self.w.graph.value(name, shape, like.dtype)
-        made.gauges = (Gauge.none(),)
-        return made
+        return self.w.graph.fresh(name, shape, like.dtype)
 
 
 REWRITE = Rewrite("reroll", "Make one Scan of an unrolled loop whose step is none of ONNX's recurrent layers.", run)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from normfold.graph import Graph
@@ -65,6 +65,10 @@ class Rewritten:
     inserted: dict[str, int] = field(default_factory=dict[str, int])
     copied: int = 0
     renamed: dict[str, str] = field(default_factory=dict[str, str])
+
+    def follow(self, renamed: Mapping[str, str]) -> None:
+        """Add what one more change `renamed`, of which some may have stood for others before."""
+        self.renamed = {old: renamed.get(new, new) for old, new in self.renamed.items()} | dict(renamed)
 
 
 class Fates:

@@ -123,13 +123,13 @@ def _transpose(node: Node, moving: Collection[int]) -> Attributes | None:
 
 def _reshape(node: Node, moving: Collection[int]) -> Attributes | None:
     """Rows keep their elements, whatever becomes of the axes behind."""
-    before, after = _elements(node.inputs[0]), _elements(node.output)
+    before, after = row_size(node.inputs[0]), row_size(node.output)
     static = "shape" in node.attrs and _first(node, moving)
     return {"shape": (-1, *_shape(node.output)[1:])} if static and before == after != 0 else None
 
 
-def _elements(value: Value | None) -> int:
-    """Of one row."""
+def row_size(value: Value | None) -> int:
+    """Elements of one row."""
     return math.prod(size for size in _shape(value)[1:] if isinstance(size, int))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from normfold.graph import Gauge, Graph, Node, Shape, Value, is_float
+from normfold.graph import Graph, Node, Shape, Value, is_float
 from normfold.rewrites.recurrent_compare import Comparison, Constants
 from normfold.rewrites.recurrent_sources import Source
 from normfold.rewrites.recurrent_states import Recurrence
@@ -134,6 +134,4 @@ class StepBody:
         return made
 
     def _new(self, name: str, shape: Shape | None, like: Value) -> Value:
-        made = self.view.value(self.graph.claim(name), shape, like.dtype)
-        made.gauges = (Gauge.none(),)
-        return made
+        return self.view.fresh(self.graph.claim(name), shape, like.dtype)

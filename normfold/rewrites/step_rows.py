@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from normfold.graph import Dim, Gauge, Graph, Node, Value
+from normfold.graph import Dim, Graph, Node, Value
 from normfold.rewrites.recurrent_collect import collect
 from normfold.rewrites.row_wise import NORMS
 from normfold.rewrites.step_lines import Layer, Line
@@ -136,9 +136,7 @@ class Rows:
     # ---- nodes -------------------------------------------------------------------------------------------------------------
 
     def _value(self, name: str, shape: Sequence[Dim], like: Value) -> Value:
-        value = self.graph.value(name, shape, like.dtype)
-        value.gauges = (Gauge.none(),)
-        return value
+        return self.graph.fresh(name, shape, like.dtype)
 
     def _add(
         self, kind: str, inputs: list[Value | None], sizes: Sequence[Dim], like: Value, suffix: str, **attrs: object
